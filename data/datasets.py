@@ -1,0 +1,150 @@
+"""Data sets: a prepared tfds data set -> arrays in memory. Preparing one is `python -m data.prepare`."""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import os
+import pathlib
+import re
+import zipfile
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from data.builders.digits import Digits
+from errors import UserError, unknown
+
+EMBEDDED = (Digits.name,)  # Need no files from anywhere, so they are prepared on first use.
+NAMES = (*EMBEDDED, 'cifar10', 'cifar100', 'fashion_mnist', 'kmnist', 'mnist', 'stl10', 'svhn_cropped')
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """One split of a data set in memory.
+
+    Attributes:
+      images: uint8 [N, H, W, C].
+      labels: int32 [N], the class, or -1 where the data set has none (stl10 'unlabelled').
+      num_classes: number of classes.
+      class_names: one per class.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    num_classes: int
+    class_names: tuple[str, ...]
+
+
+def load(name: str, split: str, data_dir: str | None = None) -> Arrays:
+    """Reads one split. Its order is that of the prepared files, so the same every time.
+
+    Args:
+      name: one of NAMES, or any other image classification set of tfds that is prepared in data_dir.
+      split: a tfds split, such as 'train', 'test', 'unlabelled' or 'train+unlabelled'.
+      data_dir: folder of prepared data sets, by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+    Returns:
+      The images and labels.
+
+    Raises:
+      UserError: no such data set or split, not prepared, or not equally large images with one label each.
+    """
+    builder = find(name, data_dir)
+    features = builder.info.features
+    if not {'image', 'label'} <= set(features) or None in features['image'].shape:
+        raise UserError(f"{name} is not a data set of equally large images with one 'label' each.")
+    if name in EMBEDDED and not builder.data_path.exists():
+        # Quietly: it takes a fraction of a second, and is no news to whoever started a training run.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            write(builder)
+        builder = find(name, data_dir)
+    try:
+        images, labels = _read(builder, split)
+    except Exception as error:  # tfds and array_record have no exception of their own for what users do.
+        check_prepared(builder)
+        raise UserError(f"Cannot read '{split}' of {builder.data_dir}: {first_line(error)}") from error
+    return Arrays(images, labels, features['label'].num_classes, tuple(features['label'].names))
+
+
+def find(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
+    """Returns the tfds builder of a data set, prepared or not. Raises UserError if there is no such one."""
+    data_dir = os.path.expanduser(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
+    try:
+        # Asking for any version makes tfds look for prepared files before it looks at the data set's code, so
+        # that older versions can be read, and sets whose code imports TensorFlow.
+        return tfds.builder(name, version='*.*.*', data_dir=data_dir)
+    except ValueError as error:  # Includes DatasetNotFoundError, whose text lists a thousand names.
+        raise unknown('data set', name, NAMES) from error
+    except (ImportError, AssertionError) as error:
+        raise UserError(f'{name}: {first_line(error)}') from error
+
+
+def check_prepared(builder: tfds.core.DatasetBuilder) -> None:
+    """Raises UserError with the command to run if `load` cannot read this data set."""
+    if not builder.data_path.exists():
+        raise UserError(
+            f'{builder.name} is not prepared in {builder.data_dir}. Run once: python -m data.prepare '
+            f'{builder.name} --data_dir={builder.data_dir_root} (downloads it and needs TensorFlow; or add '
+            '--from=FOLDER with the original files).'
+        )
+    if 'array_record' not in [file_format.value for file_format in builder.info.available_file_formats()]:
+        raise UserError(
+            f'{builder.data_dir} is damaged or not in the array_record format. Move it away or give another '
+            f'--data_dir, and run python -m data.prepare {builder.name}.'
+        )
+
+
+def write(builder: tfds.core.DatasetBuilder, **kwargs: Any) -> None:
+    """Prepares a data set, all or nothing.
+
+    Args:
+      builder: a builder whose data set is not prepared.
+      **kwargs: for tfds's download_and_prepare.
+
+    Raises:
+      UserError: the folder cannot be written, or the disk is full.
+    """
+    try:
+        builder.download_and_prepare(file_format='array_record', **kwargs)
+    except OSError as error:
+        # tfds writes to a folder of its own and renames it, which fails if another process was faster.
+        if not builder.data_path.exists():
+            raise UserError(f'Cannot prepare {builder.data_dir}: {first_line(error)}') from error
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's text, or its type's name if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _read(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images and labels, from the decoded copy beside the prepared files if there is a current one.
+
+    Decoding 60,000 small PNGs takes seconds at every start of a run, reading the copy a tenth of a second.
+    """
+    source = builder.as_data_source(split)
+    folder, stem = pathlib.Path(builder.data_dir), re.sub(r'\W', '_', split)
+    prepared = [(f.name, f.stat()) for f in sorted(folder.glob('*')) if not f.name.startswith('decoded-')]
+    state = repr([split, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in prepared)])
+    cache = folder / f'decoded-{stem}-{hashlib.sha256(state.encode()).hexdigest()[:16]}.npz'
+    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(cache) as arrays:
+        return arrays['images'], arrays['labels']
+
+    images = np.empty((len(source), *builder.info.features['image'].shape), np.uint8)
+    labels = np.empty(len(source), np.int32)
+    for i, example in enumerate(source):
+        images[i], labels[i] = example['image'], example['label']
+
+    temporary = cache.with_suffix(f'.{os.getpid()}.tmp')
+    with contextlib.suppress(OSError):  # A read-only folder or a full disk: the next run decodes again.
+        try:
+            with open(temporary, 'wb') as file:
+                np.savez(file, images=images, labels=labels)
+            for stale in folder.glob(f'decoded-{stem}-*.npz'):
+                stale.unlink(missing_ok=True)
+            temporary.replace(cache)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return images, labels

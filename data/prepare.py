@@ -1,0 +1,112 @@
+"""Downloads a data set and writes it where training reads it, once.
+
+  python -m data.prepare cifar10                                    download; needs TensorFlow and a network
+  python -m data.prepare cifar10 --from=FOLDER                      from cifar-10-binary.tar.gz in FOLDER
+  python -m data.prepare fashion_mnist --from=FOLDER                from the four idx files; no TensorFlow
+
+FOLDER holds the original files under their original names, or is a download folder of tfds; then nothing is
+downloaded. The data set appears in the data folder when it is complete and not before.
+"""
+
+import argparse
+import importlib.util
+import os
+import pathlib
+import sys
+
+import tensorflow_datasets as tfds
+from etils import epath
+from tensorflow_datasets.core.download import resource
+
+from data import datasets
+from data.builders import idx
+from errors import UserError
+
+
+def prepare(name: str, folder: str | None = None, data_dir: str | None = None) -> str:
+    """Prepares a data set.
+
+    Args:
+      name: a data set of `datasets.NAMES`, or any other of tfds.
+      folder: has the original files, None to download them.
+      data_dir: folder of prepared data sets, by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+    Returns:
+      What was done and where, for people to read.
+
+    Raises:
+      UserError: it could not be prepared; nothing half-written is left.
+    """
+    builder = datasets.find(name, data_dir)
+    if builder.data_path.exists():
+        datasets.check_prepared(builder)
+        return f'{name} is already prepared in {builder.data_dir}'
+    if folder and not os.path.isdir(folder):
+        raise UserError(f'--from={folder} is not a folder.')
+    if name in datasets.EMBEDDED:
+        datasets.write(builder)
+    elif folder and name in idx.NAMES:
+        datasets.write(idx.builder(name, pathlib.Path(folder), os.fspath(builder.data_dir_root)))
+    else:
+        _through_tfds(builder, folder)
+    return f'{name} is prepared in {builder.data_dir}'
+
+
+def _through_tfds(builder: tfds.core.DatasetBuilder, folder: str | None) -> None:
+    """Lets tfds download the original files, or take all of them from `folder`."""
+    # tfds 4.9.10 forgets to depend on importlib_resources (tensorflow/datasets issue 11212).
+    lacking = [m for m in ('tensorflow', 'importlib_resources') if importlib.util.find_spec(m) is None]
+    if lacking:
+        but = ' (--from=FOLDER with its four idx files does not)' if builder.name in idx.NAMES else ''
+        raise UserError(f'Preparing {builder.name} needs a package{but}: pip install {" ".join(lacking)}')
+    originals = builder.url_infos or {}
+    absent = [
+        url for url, info in originals.items() if not (folder and _is_in(folder, builder.name, url, info))
+    ]
+    files = ', '.join(f'{originals[url].filename} (from {url})' for url in absent) or 'its original files'
+    if folder and absent:  # tfds would download them.
+        raise UserError(f'Not in {folder}: {files}.')
+    config = tfds.download.DownloadConfig(
+        manual_dir=folder,
+        extract_dir=builder.data_dir_root / 'downloads' / 'extracted',
+        try_download_gcs=False,
+    )
+    try:
+        datasets.write(builder, download_dir=folder, download_config=config)
+    except Exception as error:  # Of requests, tfds, TensorFlow and each data set's own code.
+        offline = '' if folder else f' Without a network, add --from=FOLDER with {files}.'
+        raise UserError(f'{builder.name}: {datasets.first_line(error)}{offline}') from error
+
+
+def _is_in(folder: str, name: str, url: str, info: tfds.core.download.checksums.UrlInfo) -> bool:
+    """Returns whether tfds will find a file there: by its original name, or in its cache of downloads."""
+    cached = resource.get_dl_fname(url, info.checksum)
+    return os.path.exists(os.path.join(folder, info.filename)) or any(
+        resource.is_locally_cached(epath.Path(folder) / place / cached) for place in ('', name)
+    )
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the command line, returns the exit status."""
+    parser = argparse.ArgumentParser(
+        'python -m data.prepare', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('name', help=f'{", ".join(datasets.NAMES)}, or any other of tfds')
+    parser.add_argument('--from', dest='folder', metavar='FOLDER', help='take the original files from here')
+    parser.add_argument(
+        '--data_dir', metavar='DIR', help='write here (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)'
+    )
+    flags = parser.parse_args(args)
+    try:
+        print(prepare(flags.name, flags.folder, flags.data_dir))
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('Interrupted, nothing was prepared.', file=sys.stderr)
+        os._exit(130)  # A normal exit would wait for the download threads of tfds to finish.
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

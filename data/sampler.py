@@ -1,0 +1,58 @@
+"""Which examples a training step uses: a pure function of (seed, stream, step), so nothing is ever saved."""
+
+import functools
+import hashlib
+
+import numpy as np
+
+
+@functools.lru_cache(maxsize=32)
+def permutation(size: int, seed: int, stream: str, epoch: int = 0) -> np.ndarray:
+    """Returns a random order of range(size), the same on every machine and for every numpy version.
+
+    Raw Philox bits and a stable sort are all it uses: NumPy promises that bit generators and SeedSequence
+    never change (NEP 19), and does not promise that for Generator.permutation.
+
+    Args:
+      size: number of items, >= 0.
+      seed: any integer.
+      stream: name of what is drawn; different names give independent orders.
+      epoch: any integer; different epochs give independent orders.
+
+    Returns:
+      int64 [size], read-only (it is memoised).
+    """
+    # Hashed, because SeedSequence joins the words of its numbers without marking where one ends.
+    entropy = int.from_bytes(hashlib.sha256(f'{seed}:{stream}:{epoch}'.encode()).digest(), 'little')
+    bits = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(size)
+    order = np.argsort(bits, kind='stable')
+    order.flags.writeable = False
+    return order
+
+
+def batch_indices(seed: int, stream: str, step: int, batch_size: int, size: int) -> np.ndarray:
+    """Returns the examples of one step.
+
+    The stream is an endless sequence of permutations of range(size), one per epoch, of which step t takes the
+    positions t * batch_size to (t + 1) * batch_size. So each epoch uses every example once, and a batch may
+    span epochs (it spans several where size < batch_size).
+
+    Args:
+      seed: any integer.
+      stream: name of the stream, such as 'labeled'.
+      step: training step, >= 0.
+      batch_size: examples per step over all devices, >= 1.
+      size: number of examples to draw from, >= 1.
+
+    Returns:
+      int64 [batch_size], values in [0, size).
+
+    Raises:
+      ValueError: one of the numbers is too small.
+    """
+    if step < 0 or batch_size < 1 or size < 1:
+        raise ValueError(f'Cannot draw batch {step} of {batch_size} from the {size} examples of {stream!r}.')
+    first, skip = divmod(step * batch_size, size)
+    last = ((step + 1) * batch_size - 1) // size
+    orders = [permutation(size, seed, stream, epoch) for epoch in range(first, last + 1)]
+    return np.concatenate(orders)[skip : skip + batch_size]

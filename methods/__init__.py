@@ -1,0 +1,23 @@
+"""Methods by name: `methods/<name>.py` is found by its file name and needs no registration."""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from errors import build, unknown
+from methods.base import Method
+
+
+def names() -> list[str]:
+    """Returns the names of all methods."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != 'base')
+
+
+def create(name: str, hyperparameters: Mapping[str, Any]) -> Method:
+    """Returns the method called `name`. Raises UserError for a name or hyper-parameter that does not exist."""
+    if name not in names():
+        raise unknown('method', name, names())
+    module = importlib.import_module(f'methods.{name}')
+    (cls,) = (c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__)
+    return build(cls, f'hyper-parameter of {name}', hyperparameters)

@@ -1,0 +1,23 @@
+"""Cross-entropy on the labeled images: the baseline alone, the labeled term of other methods beside them."""
+
+import dataclasses
+
+import optax
+
+from methods.base import JOINT, Inputs, Loss, Method
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised(Method):
+    """Mean cross-entropy of the weakly augmented labeled images (FixMatch, equation 3)."""
+
+    weight: float = 1.0  # factor of this term in the total loss
+
+    def views(self) -> dict[str, str]:
+        return {'labeled.weak': JOINT}
+
+    def loss(self, inputs: Inputs, state: tuple) -> Loss:
+        logits = inputs.outputs['labeled.weak']['logits']
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, inputs.labels).mean()
+        accuracy = (logits.argmax(-1) == inputs.labels).mean()
+        return Loss(self.weight * loss, metrics={'loss': loss, 'accuracy': accuracy})

@@ -1,0 +1,51 @@
+"""Two CPU devices for every test, as on a machine with two cores, and a network small enough to compile fast."""
+
+import importlib
+import os
+
+os.environ['JAX_NUM_CPU_DEVICES'] = '2'
+os.environ['JAX_PLATFORMS'] = 'cpu'
+# The suite's runs in processes of their own compile the same steps again and again.
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+
+import jax
+import pytest
+
+from train import settings as settings_lib
+
+TINY = {
+    'batch_size': 4,
+    'data.unlabeled_ratio': 2,
+    'model.blocks': (1, 1),
+    'model.width': 1,
+    'steps': 12,
+    'log_steps': 2,
+    'eval_steps': 3,
+    'checkpoint_steps': 4,
+}
+
+
+@pytest.fixture
+def make_settings():
+    """Returns a function: (config name, config argument, {key: override}) -> Settings of a tiny run on digits."""
+
+    def make(name: str = 'fixmatch', arg: str = '', **overrides) -> settings_lib.Settings:
+        config = importlib.import_module(f'configs.{name}').get_config(arg)
+        config.update_from_flattened_dict({**TINY, **overrides})
+        return settings_lib.from_config(config)
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory) -> str:
+    """Returns a folder in which the data sets of the tests are prepared."""
+    return str(tmp_path_factory.mktemp('tensorflow_datasets'))
+
+
+@pytest.fixture
+def mesh():
+    """Enters a mesh of both devices."""
+    mesh = jax.make_mesh((2,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        yield mesh

@@ -1,0 +1,141 @@
+"""Networks: convolution and batch norm against independent computations, shapes, names, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from scipy import signal
+
+import models
+from errors import UserError
+from models import Batch, conv, layers
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def scipy_conv(x, kernel, stride):
+    pad = (kernel.shape[0] - 1) // 2
+    x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    out = [
+        [
+            sum(signal.correlate2d(image[..., c], kernel[..., c, f], 'valid') for c in range(kernel.shape[2]))
+            for f in range(kernel.shape[3])
+        ]
+        for image in x
+    ]
+    return np.moveaxis(np.array(out), 1, -1)[:, ::stride, ::stride]
+
+
+@pytest.mark.parametrize(('size', 'kernel_size', 'stride'), [(8, 3, 1), (8, 3, 2), (7, 3, 2), (8, 1, 1), (8, 1, 2)])
+def test_convolution_equals_scipy(size, kernel_size, stride):
+    x, kernel = random(2, size, size, 3), random(kernel_size, kernel_size, 3, 4, seed=1)
+    np.testing.assert_allclose(conv.conv(x, kernel, stride), scipy_conv(x, kernel, stride), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+@pytest.mark.parametrize(('n', 'size', 'kernel_size', 'stride'), [
+    (6, 8, 3, 1), (4, 32, 3, 1), (4, 40, 3, 2), (6, 7, 3, 2), (4, 8, 1, 1), (10, 8, 1, 2),
+])  # fmt: skip
+def test_blocked_weight_gradient_equals_xlas(n, size, kernel_size, stride, devices):
+    x, kernel = random(n, size, size, 3), random(kernel_size, kernel_size, 3, 4, seed=1)
+    out = conv.conv(x, kernel, stride)
+    cotangent = random(*out.shape, seed=2)
+    expected = jax.vjp(lambda k: conv._xla_conv(x, k, stride), kernel)[1](cotangent)[0]
+    mesh = jax.make_mesh((devices,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        x, cotangent = jax.device_put((x, cotangent), jax.NamedSharding(mesh, jax.P('data')))
+        actual = jax.jit(conv.weight_gradient, static_argnums=(2, 3))(x, cotangent, kernel_size, stride)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_convolution_gradients_equal_finite_differences():
+    with jax.enable_x64(True):
+        x, kernel = (random(*shape).astype(np.float64) for shape in ((2, 5, 5, 2), (3, 3, 2, 2)))
+        check_grads(lambda x, k: conv.conv(x, k, 2), (x, kernel), order=1, modes=['rev'])
+
+
+def apply_norm(x, train, variables=None):
+    norm = layers.BatchNorm(momentum=0.9, epsilon=1e-3)
+    variables = variables or norm.init(jax.random.key(0), x, train=False)
+    return norm.apply(variables, x, train, mutable=['batch_stats'])
+
+
+def test_batch_norm_equals_numpy_and_keeps_torchs_running_statistics():
+    x = random(6, 4, 4, 3) * 3 + 1
+    out, state = apply_norm(Batch(x), train=True)
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    np.testing.assert_allclose(out.grad, (x - mean) / np.sqrt(var + 1e-3), rtol=1e-4, atol=1e-5)
+    stats = state['batch_stats']
+    np.testing.assert_allclose(stats['mean'], 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(stats['var'], 0.9 + 0.1 * x.var((0, 1, 2), ddof=1), rtol=1e-5)
+
+
+def test_evaluation_uses_running_statistics_and_leaves_them_alone():
+    x = random(6, 4, 4, 3)
+    variables = {
+        'params': {'scale': np.float32([1, 2, 3]), 'bias': np.float32([0, 1, 2])},
+        'batch_stats': {'mean': np.float32([1, 0, -1]), 'var': np.float32([4, 1, 0.25])},
+    }
+    out, state = apply_norm(Batch(x), False, variables)
+    expected = (x - [1, 0, -1]) / np.sqrt(np.array([4, 1, 0.25]) + 1e-3) * [1, 2, 3] + [0, 1, 2]
+    np.testing.assert_allclose(out.grad, expected, rtol=1e-4, atol=1e-4)
+    jax.tree.map(np.testing.assert_array_equal, state['batch_stats'], variables['batch_stats'])
+
+
+@pytest.fixture(scope='module')
+def small():
+    model = models.create('wide_resnet', 5, blocks=(1, 1), width=1)
+    return model, model.init(jax.random.key(0), (8, 8, 1))
+
+
+def test_part_without_gradient_shares_statistics_and_gets_the_same_outputs(small):
+    model, variables = small
+    a, b = random(4, 8, 8, 1), random(6, 8, 8, 1, seed=1) * 2 + 1
+    joint, joint_stats = model.apply(variables, Batch(np.concatenate([a, b])), train=True)
+    split, split_stats = model.apply(variables, Batch(a, b), train=True)
+    for name in ('features', 'logits'):
+        both = np.concatenate([split[name].grad, split[name].no_grad])
+        np.testing.assert_allclose(both, joint[name].grad, rtol=1e-4, atol=1e-4)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), split_stats, joint_stats)
+
+
+def test_part_without_gradient_gives_no_gradient_to_anything(small):
+    model, variables = small
+    a, b = random(4, 8, 8, 1), random(6, 8, 8, 1, seed=1)
+
+    def loss(params, b, part):
+        out, _ = model.apply({**variables, 'params': params}, Batch(a, b), train=True)
+        return jnp.sum(getattr(out['logits'], part) ** 2)
+
+    to_params, to_images = jax.grad(loss, argnums=(0, 1))(variables['params'], b, 'no_grad')
+    assert all(not np.any(g) for g in jax.tree.leaves((to_params, to_images)))
+    to_params, to_images = jax.grad(loss, argnums=(0, 1))(variables['params'], b, 'grad')
+    assert not np.any(to_images)  # not even through the statistics
+    assert all(np.any(g) for g in jax.tree.leaves(to_params))
+
+
+@pytest.mark.parametrize(('width', 'classes', 'millions'), [(2, 10, 1.47), (8, 100, 23.40)])
+def test_wide_resnets_have_the_published_number_of_parameters(width, classes, millions):
+    model = models.create('wide_resnet', classes, blocks=(4, 4, 4), width=width)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), (32, 32, 3)))
+    assert sum(x.size for x in jax.tree.leaves(shapes['params'])) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+def test_wide_resnet_has_the_stated_outputs_and_initial_variance():
+    model = models.create('wide_resnet', 10, blocks=(1, 1, 1), width=2)
+    variables = model.init(jax.random.key(0), (16, 16, 3))
+    outputs, _ = model.apply(variables, Batch(random(2, 16, 16, 3)), train=False)
+    assert outputs['features'].grad.shape == (2, 128)
+    assert outputs['logits'].grad.shape == (2, 10)
+    kernel = variables['params']['stage3_block1_conv2']['kernel']
+    assert np.std(kernel) == pytest.approx(np.sqrt(2 / (9 * 128)), rel=0.02)
+
+
+def test_unknown_names_say_what_is_valid():
+    with pytest.raises(UserError, match=r"Unknown model 'wide_resnt'.*Did you mean 'wide_resnet'"):
+        models.create('wide_resnt', 10)
+    with pytest.raises(UserError, match=r"Unknown setting of model wide_resnet 'widht'.*'width'"):
+        models.create('wide_resnet', 10, widht=2)

@@ -1,0 +1,218 @@
+"""The training step: what it must compute, and what must not reach it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.conv import conv
+from train import mesh as mesh_lib
+from train import optimizer
+from train import step as step_lib
+from train.streams import Streams
+
+
+@pytest.fixture
+def start(make_settings, data_dir):
+    """Returns a function: settings overrides -> (trainer, state, batch) before the first step."""
+
+    def make(name='fixmatch', **overrides):
+        settings = make_settings(name, **overrides)
+        trainer = step_lib.Trainer.create(settings, 10)
+        streams = Streams.load(settings, data_dir)
+        sizes = {'labeled': settings.batch_size, 'unlabeled': settings.batch_size * settings.data.unlabeled_ratio}
+        batch = {s: streams.batch(s, settings.seed, 0, sizes[s]) for s in trainer.streams}
+        return trainer, step_lib.init(trainer, batch), batch
+
+    return make
+
+
+def run_step(trainer, state, batch):
+    return jax.jit(functools.partial(step_lib.step, trainer))(state, batch)
+
+
+def flat(tree):
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_same(a, b):
+    a, b = flat(a), flat(b)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def differs(a, b):
+    return any(np.any(x != y) for x, y in zip(flat(a).values(), flat(b).values(), strict=True))
+
+
+def test_one_fixmatch_step_equals_numpy(start):
+    """Golden step: the loss from the logits by equations 3 and 4, the update by the rule of Nesterov SGD."""
+    trainer, state, batch = start(**{'methods.fixmatch.threshold': 0.15})
+    images = step_lib.make_views(trainer, state, batch)
+
+    def numpy_loss(logits):
+        p = {view: np.exp(x) / np.exp(x).sum(-1, keepdims=True) for view, x in logits.items()}
+        labels = batch['labeled']['labels']
+        supervised = -np.log(p['labeled.weak'][np.arange(4), labels]).mean()
+        weak, strong = p['unlabeled.weak'], p['unlabeled.strong']
+        terms = [(q.max() >= 0.15) * -np.log(r[q.argmax()]) for q, r in zip(weak, strong, strict=True)]
+        return supervised, np.mean(terms), np.mean(weak.max(-1) >= 0.15)
+
+    outputs, _ = step_lib.forward(trainer, state.params, state.batch_stats, images)
+    logits = {view: np.float64(output['logits']) for view, output in outputs.items()}
+    supervised, unlabeled, mask_rate = numpy_loss(logits)
+    assert 0 < mask_rate < 1
+    new, metrics = run_step(trainer, state, batch)
+    mean = {name: float(s / n) for name, (s, n) in metrics.items()}
+    assert mean['supervised/loss'] == pytest.approx(supervised, rel=1e-4)
+    assert mean['fixmatch/loss'] == pytest.approx(unlabeled, rel=1e-4)
+    assert mean['loss'] == pytest.approx(supervised + unlabeled, rel=1e-4)
+    assert mean['fixmatch/mask_rate'] == pytest.approx(mask_rate)
+    right = logits['unlabeled.weak'].argmax(-1) == batch['unlabeled']['labels']
+    assert mean['fixmatch/pseudo_label_accuracy_all'] == pytest.approx(right.mean())
+
+    # The head's bias has no weight decay; its gradient is the mean of p - y over each view.
+    p = {view: np.exp(x) / np.exp(x).sum(-1, keepdims=True) for view, x in logits.items()}
+    eye = np.eye(10)
+    gradient = (p['labeled.weak'] - eye[batch['labeled']['labels']]).mean(0)
+    mask = p['unlabeled.weak'].max(-1, keepdims=True) >= 0.15
+    gradient += (mask * (p['unlabeled.strong'] - eye[p['unlabeled.weak'].argmax(-1)])).mean(0)
+    rate = trainer.settings.optimizer.learning_rate
+    momentum = trainer.settings.optimizer.momentum
+    expected = -rate * (gradient + momentum * gradient)
+    np.testing.assert_allclose(new.params['head']['bias'], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_unlabeled_loss_moves_the_parameters(start):
+    with_it, _ = run_step(*start(**{'methods.fixmatch.threshold': 0.0}))
+    without, _ = run_step(*start(**{'methods.fixmatch.threshold': 0.0, 'methods.fixmatch.weight': 0.0}))
+    assert differs(with_it.params, without.params)
+    half, _ = run_step(*start(**{'methods.fixmatch.threshold': 0.0, 'methods.fixmatch.weight': 0.5}))
+    assert differs(with_it.params, half.params)
+    assert differs(without.params, half.params)
+
+
+def test_true_classes_of_unlabeled_images_reach_nothing_but_the_log(start):
+    trainer, state, batch = start(**{'methods.fixmatch.threshold': 0.0})
+    new, metrics = run_step(trainer, state, batch)
+    other = {**batch, 'unlabeled': {**batch['unlabeled'], 'labels': (batch['unlabeled']['labels'] + 1) % 10}}
+    permuted, other_metrics = run_step(trainer, state, other)
+    for name in ('params', 'batch_stats', 'ema_params', 'opt_state', 'methods'):
+        assert_same(getattr(new, name), getattr(permuted, name))
+    name = 'fixmatch/pseudo_label_accuracy_all'
+    assert metrics[name][0] + other_metrics[name][0] <= metrics[name][1]  # no guess is right both times
+
+
+def test_supervised_reads_no_unlabeled_image(start):
+    trainer, _, batch = start('supervised')
+    assert trainer.streams == list(batch) == ['labeled']
+
+
+@pytest.mark.parametrize('policy', ['joint', 'joint_no_grad'])
+def test_batch_statistics_come_from_all_three_views(start, policy):
+    trainer, state, batch = start(**{'methods.fixmatch.weak_batch_norm': policy})
+    images = step_lib.make_views(trainer, state, batch)
+    assert sorted(images) == ['labeled.weak', 'unlabeled.strong', 'unlabeled.weak']
+    # The first batch norm sees the first convolution's output.
+    x = np.concatenate([conv(v, state.params['stem']['kernel']) for v in images.values()])
+    new, _ = run_step(trainer, state, batch)
+    decay = trainer.settings.model['bn_momentum']
+    stats = new.batch_stats['stage1_block1_norm1']
+    np.testing.assert_allclose(stats['mean'], (1 - decay) * x.mean((0, 1, 2)), rtol=1e-3, atol=1e-6)
+    expected = decay + (1 - decay) * x.var((0, 1, 2), ddof=1)
+    np.testing.assert_allclose(stats['var'], expected, rtol=1e-4)
+
+
+def test_policies_differ_only_by_the_gradient_through_the_weak_views_statistics(start):
+    threshold = {'methods.fixmatch.threshold': 0.0}
+    joint, a = run_step(*start(**threshold, **{'methods.fixmatch.weak_batch_norm': 'joint'}))
+    constant, b = run_step(*start(**threshold, **{'methods.fixmatch.weak_batch_norm': 'joint_no_grad'}))
+    np.testing.assert_allclose(a['loss'], b['loss'], rtol=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), joint.batch_stats, constant.batch_stats)
+    assert differs(joint.params, constant.params)
+
+
+def test_weight_decay_acts_on_kernels_only(start):
+    decay = 0.1
+    plain, _ = run_step(*start(**{'optimizer.weight_decay': 0.0}))
+    trainer, state, batch = start(**{'optimizer.weight_decay': decay})
+    decayed, _ = run_step(trainer, state, batch)
+    rate = trainer.settings.optimizer.learning_rate * (1 + trainer.settings.optimizer.momentum)
+    before, without, withit = flat(state.params), flat(plain.params), flat(decayed.params)
+    assert any('kernel' in name for name in before)
+    for name, value in before.items():
+        expected = rate * decay * value if 'kernel' in name else 0
+        np.testing.assert_allclose(without[name] - withit[name], expected, atol=1e-6, err_msg=name)
+
+
+def test_learning_rate_is_the_papers_cosine(make_settings):
+    settings = make_settings(arg='cifar10,labels=40', steps=1000).optimizer
+    steps = np.array([0, 250, 999])
+    rates = [float(optimizer.learning_rate(settings, jnp.float32(k / 1000))) for k in steps]
+    np.testing.assert_allclose(rates, 0.03 * np.cos(7 * np.pi * steps / (16 * 1000)), rtol=1e-5)
+
+
+def test_three_updates_equal_nesterov_sgd(make_settings):
+    settings = make_settings(**{'optimizer.weight_decay': 0.01}).optimizer
+    tx = optimizer.create(settings)
+    params = {'kernel': jnp.float32([1.0, -2.0])}
+    state = tx.init(params)
+    w, velocity = np.array([1.0, -2.0]), 0
+    for i in range(3):
+        gradient = np.array([0.5 * i, 1.0])
+        updates, state = tx.update({'kernel': jnp.float32(gradient)}, state, params)
+        params = {'kernel': params['kernel'] - 0.1 * updates['kernel']}
+        gradient = gradient + 0.01 * w  # PyTorch's SGD(nesterov=True, weight_decay=0.01)
+        velocity = settings.momentum * velocity + gradient
+        w = w - 0.1 * (gradient + settings.momentum * velocity)
+        np.testing.assert_allclose(params['kernel'], w, rtol=1e-5)
+
+
+def test_ema_follows_the_new_parameters(start):
+    trainer, state, batch = start(ema_decay=0.9)
+    new, _ = run_step(trainer, state, batch)
+    jax.tree.map(
+        lambda old, now, ema: np.testing.assert_allclose(ema, 0.9 * old + 0.1 * now, rtol=1e-4, atol=1e-6),
+        state.params, new.params, new.ema_params,
+    )  # fmt: skip
+
+
+def test_one_device_equals_two(start, mesh):
+    trainer, state, batch = start(**{'methods.fixmatch.threshold': 0.15})
+    two = mesh_lib.put_replicated(mesh, state)
+    for _ in range(2):
+        two, two_metrics = run_step(trainer, two, mesh_lib.put_batch(mesh, batch))
+    one_mesh = jax.make_mesh((1,), ('data',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+    with jax.set_mesh(one_mesh):
+        one = state
+        for _ in range(2):
+            one, one_metrics = run_step(trainer, one, batch)
+    for a, b in ((one.params, two.params), (one.batch_stats, two.batch_stats), (one_metrics, two_metrics)):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-5), a, b)
+
+
+def test_augmentation_draws_differ_by_stream_step_and_seed_only(start):
+    trainer, state, batch = start()
+    views = step_lib.make_views(trainer, state, batch)
+    again = step_lib.make_views(trainer, state, batch)
+    assert_same(views, again)
+    keys = [step_lib.stream_key(*k) for k in ((0, 'a', 0), (1, 'a', 0), (0, 'b', 0), (0, 'a', 1))]
+    assert len({tuple(np.asarray(jax.random.key_data(k))) for k in keys}) == 4
+
+
+def test_metrics_are_means_since_the_last_logged_step(start):
+    trainer, state, batch = start(log_steps=2)
+    singles, window = [], []
+    fresh = start(log_steps=1)[0]
+    one = state
+    for _ in range(4):
+        one, metrics = run_step(fresh, one, batch)
+        singles.append(metrics['loss'][0])
+        state, metrics = run_step(trainer, state, batch)
+        window.append(metrics['loss'])
+    assert [float(w[1]) for w in window] == [1, 2, 1, 2]
+    np.testing.assert_allclose(window[1][0], singles[0] + singles[1], rtol=1e-5)
+    np.testing.assert_allclose(window[3][0], singles[2] + singles[3], rtol=1e-5)

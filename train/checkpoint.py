@@ -1,0 +1,66 @@
+"""Checkpoints of the train state. The only place that knows orbax, whose v1 API is still 'experimental'."""
+
+import contextlib
+import dataclasses
+import pathlib
+
+import jax
+from absl import logging
+from orbax.checkpoint.experimental import v1 as ocp
+
+from errors import UserError
+from train.step import TrainState
+
+
+class Checkpoints(contextlib.AbstractContextManager):
+    """The checkpoints of one run: the two latest, and the best by validation accuracy where there is one.
+
+    Two, so that a damaged newest one costs the steps since the one before and not the run.
+    """
+
+    def __init__(self, directory: pathlib.Path):
+        policies = ocp.training.preservation_policies
+        best = policies.BestN(get_metric_fn=lambda m: m['validation_accuracy'], n=1)
+        self._checkpointer = ocp.training.Checkpointer(
+            directory.resolve(),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
+            cleanup_tmp_directories=True,
+        )
+
+    def save(self, step: int, state: TrainState, validation_accuracy: float | None) -> None:
+        """Starts writing the state in the background. Waits for an earlier write to end."""
+        metrics = None if validation_accuracy is None else {'validation_accuracy': validation_accuracy}
+        self._checkpointer.save_async(step, _as_dict(state), metrics=metrics)
+
+    def latest(self, like: TrainState) -> TrainState | None:
+        """Returns the newest state that can be read, None where nothing has been saved.
+
+        like: a state of the same shapes, types and shardings.
+        Raises UserError where there are checkpoints and none can be read.
+        """
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _as_dict(like)
+        )
+        damaged = []
+        for step in sorted((c.step for c in self._checkpointer.checkpoints), reverse=True):
+            try:
+                state = TrainState(**self._checkpointer.load(step, abstract))
+            except Exception as error:  # whatever a damaged file makes orbax raise
+                reason = (str(error).strip() or repr(error)).split('\n')[0][:200]
+                logging.warning('Checkpoint %d cannot be read, trying the one before: %s', step, reason)
+                damaged.append(step)
+                continue
+            for later in damaged:  # their steps will be saved again
+                self._checkpointer.delete(later)
+            return state
+        if damaged:
+            raise UserError(f'No checkpoint in {self._checkpointer.directory} can be read: {reason}')
+        return None
+
+    def __exit__(self, *exception) -> None:
+        self._checkpointer.close()
+
+
+def _as_dict(state: TrainState) -> dict:
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}

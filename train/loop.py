@@ -1,0 +1,162 @@
+"""One run from settings to result.json: compiled step, evaluation, checkpoints, progress, interruption."""
+
+import contextlib
+import functools
+import math
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+import jax
+from tqdm import tqdm
+
+from errors import UserError
+from train import evaluation, result
+from train import mesh as mesh_lib
+from train import step as step_lib
+from train.checkpoint import Checkpoints
+from train.run_folder import RunFolder
+from train.settings import Settings
+from train.streams import Streams
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C: the step was finished and the state saved."""
+
+    def __init__(self, signal_number: int, step: int, workdir: pathlib.Path):
+        super().__init__(f'Interrupted after step {step}, saved in {workdir}. The same command continues.')
+        self.signal_number = signal_number
+
+
+def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) -> dict:
+    """Trains and evaluates a run, or continues it from its last checkpoint. Returns the content of result.json.
+
+    Raises UserError for what the user can mend, Interrupted after SIGTERM or Ctrl-C.
+    """
+    streams = Streams.load(settings, data_dir)
+    trainer = step_lib.Trainer.create(settings, streams.num_classes)
+    sizes = {'labeled': settings.batch_size, 'unlabeled': settings.batch_size * settings.data.unlabeled_ratio}
+    sizes = {stream: sizes[stream] for stream in trainer.streams}
+    mesh = mesh_lib.create(*sizes.values())
+    folder = RunFolder(workdir, settings)
+    if (finished := folder.read_json('result.json')) is not None:
+        return finished
+    folder.write_json('labels.json', streams.manifest)
+
+    def batch(step: int) -> step_lib.Batch:
+        parts = {stream: streams.batch(stream, settings.seed, step, size) for stream, size in sizes.items()}
+        return mesh_lib.put_batch(mesh, parts)
+
+    with _signals() as caught, jax.set_mesh(mesh), Checkpoints(workdir / 'checkpoints') as checkpoints:
+        state = mesh_lib.put_replicated(mesh, jax.jit(functools.partial(step_lib.init, trainer))(batch(0)))
+        state = checkpoints.latest(like=state) or state
+        folder.rewind(int(state.step))
+        step_fn = jax.jit(functools.partial(step_lib.step, trainer), donate_argnums=0)
+        evaluate = evaluation.create(trainer, mesh)
+        with _Log(folder, settings, sum(sizes.values()), int(state.step)) as log:
+            for done in range(int(state.step) + 1, settings.steps + 1):
+                state, metrics = step_fn(state, batch(done - 1))
+                log.step(done, metrics)
+                last = done == settings.steps
+                scores = {}
+                if last or done % settings.eval_steps == 0:
+                    log.flush()
+                    for name, examples in streams.held_out.items():
+                        score = evaluate(state.ema_params, state.batch_stats, *examples)
+                        scores |= {f'{name}_{key}': value for key, value in score.items()}
+                    log.evaluation(done, scores)
+                if last or caught or done % settings.checkpoint_steps == 0:
+                    log.flush()
+                    checkpoints.save(done, state, scores.get('validation_accuracy'))
+                if caught and not last:
+                    checkpoints.wait()
+                    raise Interrupted(caught[0], done, workdir)
+    final = result.summarise(settings, folder.rows(), trainer, state)
+    folder.write_json('result.json', final)
+    return final
+
+
+class _Log(contextlib.AbstractContextManager):
+    """metrics.jsonl and the progress line, one step late: the device always has the next step to work on."""
+
+    def __init__(self, folder: RunFolder, settings: Settings, images_per_step: int, start: int):
+        self._folder = folder
+        self._settings = settings
+        self._images_per_step = images_per_step
+        self._pending = None
+        self._seconds_before = max((row['seconds'] for row in folder.rows()), default=0.0)
+        self._start = time.monotonic()
+        self._mark = None  # (step, time) from which speed is measured
+        # A terminal gets a live line, a log file one now and then.
+        interval = 0.5 if sys.stderr.isatty() else 15
+        self._bar = tqdm(total=settings.steps, initial=start, unit='step', mininterval=interval, ncols=110)
+
+    def __exit__(self, *exception) -> None:
+        self._bar.close()
+
+    def step(self, done: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of the step just dispatched and deals with those of the step before."""
+        self.flush()
+        self._pending = done, metrics
+
+    def flush(self) -> None:
+        """Waits for the newest step and deals with its metrics. Raises UserError where training diverged."""
+        if self._pending is None:
+            return
+        (done, metrics), self._pending = self._pending, None
+        if not all(math.isfinite(metrics[name][0]) for name in ('loss', 'gradient_norm')):
+            raise UserError(
+                f'The loss or its gradient is not finite at step {done}. The last checkpoint in '
+                f'{self._folder.path} is from before. Lower optimizer.learning_rate or look at metrics.jsonl.'
+            )
+        self._bar.update()
+        if self._mark is None:  # the first step of a process compiles
+            self._mark = done, time.monotonic()
+        if done % self._settings.log_steps == 0 or done == self._settings.steps:
+            row = {name: float(s / n) if n else None for name, (s, n) in jax.device_get(metrics).items()}
+            if done > self._mark[0]:
+                steps, seconds = done - self._mark[0], time.monotonic() - self._mark[1]
+                row['images_per_second'] = steps * self._images_per_step / seconds
+            self._write(done, row)
+            self._mark = done, time.monotonic()
+            self._bar.set_postfix_str(_brief(row), refresh=False)
+
+    def evaluation(self, done: int, scores: dict[str, float]) -> None:
+        """Writes a row of scores; the time an evaluation takes does not count as training speed."""
+        self._write(done, scores)
+        self._mark = done, time.monotonic()
+
+    def _write(self, done: int, values: dict[str, float | None]) -> None:
+        seconds = self._seconds_before + time.monotonic() - self._start
+        self._folder.append({'step': done, **values, 'seconds': round(seconds, 3)})
+
+
+def _brief(row: dict[str, float | None]) -> str:
+    """The progress line's end: loss, mask rate, pseudo-label accuracy, images/s, as far as there are any."""
+    wanted = {'loss': 'loss', 'mask_rate': 'mask', 'pseudo_label_accuracy': 'pseudo', 'images_per_second': 'img/s'}
+    parts = []
+    for name, value in row.items():
+        short = wanted.get(name.split('/')[-1])
+        if short and value is not None and name != 'supervised/loss':
+            parts.append(f'{short} {value:.0f}' if value >= 100 else f'{short} {value:.3f}')
+    return ', '.join(parts)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT in a list instead of dying of them. A second Ctrl-C ends at once."""
+    caught: list[int] = []
+
+    def note(number, frame):
+        del frame
+        caught.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,39 @@
+"""The devices of a run as one mesh with one axis, over which batches are split and parameters copied."""
+
+import math
+import os
+
+import jax
+from absl import logging
+
+
+def configure() -> None:
+    """Gives every CPU core a device of its own. Call it before anything else touches JAX.
+
+    XLA:CPU runs a step faster as one program per core than as one program with threads.
+    """
+    jax.config.update('jax_num_cpu_devices', len(os.sched_getaffinity(0)))
+    cache = os.environ.get('JAX_COMPILATION_CACHE_DIR', os.path.expanduser('~/.cache/adaptax/jax'))
+    jax.config.update('jax_compilation_cache_dir', cache)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+
+
+def create(*batch_sizes: int) -> jax.sharding.Mesh:
+    """Returns a mesh of as many devices as divide all batch sizes, with a warning where some stay idle."""
+    devices = jax.devices()
+    usable = max(d for d in range(1, len(devices) + 1) if math.gcd(*batch_sizes) % d == 0)
+    if usable < len(devices):
+        sizes = ' and '.join(map(str, batch_sizes))
+        logging.warning('Using %d of %d devices: more do not divide batches of %s.', usable, len(devices), sizes)
+    axis_types = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((usable,), ('data',), axis_types=axis_types, devices=devices[:usable])
+
+
+def put_replicated(mesh: jax.sharding.Mesh, tree):
+    """Copies a tree of arrays to every device."""
+    return jax.device_put(tree, jax.NamedSharding(mesh, jax.P()))
+
+
+def put_batch(mesh: jax.sharding.Mesh, tree):
+    """Splits a tree of arrays over the devices along their first axis."""
+    return jax.device_put(tree, jax.NamedSharding(mesh, jax.P('data')))

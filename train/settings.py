@@ -1,0 +1,73 @@
+"""The settings of a run, as frozen dataclasses: what a config file must and may say."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from errors import UserError, build
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What is learned from. Labeled and unlabeled images come from one data set, as does the test set."""
+
+    name: str  # a tfds data set or one of data/builders/
+    labels: int  # number of labeled training images; -1: all of them
+    unlabeled_ratio: int  # mu: unlabeled images per labeled image in a step
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
+    std: tuple[float, ...]
+    weak: Mapping[str, Any]  # fields of data.augment.Weak
+    strong: Mapping[str, Any]  # fields of data.augment.Strong, beside those of weak
+    train_split: str = 'train'  # labeled images come from here
+    unlabeled_split: str = ''  # more unlabeled images than those of train_split ('' for none)
+    test_split: str = 'test'
+    label_protocol: str = 'balanced'  # or 'proportional' to the classes' frequencies
+    label_seed: int = -1  # of the label split; -1: the run's seed
+    manifest: str = ''  # labels.json of an earlier run, instead of drawing labels
+    validation: int = 0  # training images held out to select a checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """SGD with Nesterov momentum; learning rate times cos(pi * cosine_cycles * progress)."""
+
+    learning_rate: float
+    momentum: float = 0.9
+    weight_decay: float = 0.0  # factor of an L2 gradient on kernels only
+    cosine_cycles: float = 7 / 16  # 0.5 ends at zero
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """One run. Equal settings mean equal runs, so they name the run folder."""
+
+    seed: int
+    steps: int
+    batch_size: int  # labeled images in a step
+    data: Data
+    model: Mapping[str, Any]  # 'name' and fields of that network
+    methods: Mapping[str, Mapping[str, Any]]  # {name: hyper-parameters}; losses add up
+    optimizer: Optimizer
+    ema_decay: float  # of the averaged parameters that are evaluated
+    log_steps: int
+    eval_steps: int
+    checkpoint_steps: int
+
+    def __post_init__(self):
+        for name in ('steps', 'batch_size', 'log_steps', 'eval_steps', 'checkpoint_steps'):
+            if getattr(self, name) < 1:
+                raise UserError(f'{name} must be at least 1, not {getattr(self, name)}.')
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f'seed must be in [0, 2^31), not {self.seed}.')
+        if not self.methods:
+            raise UserError('methods is empty: name at least one, such as methods.supervised.')
+
+
+def from_config(config: ml_collections.ConfigDict) -> Settings:
+    """Turns a config into Settings. Raises UserError for a key that nothing reads or that is missing."""
+    values = config.to_dict()
+    for key, cls in (('data', Data), ('optimizer', Optimizer)):
+        values[key] = build(cls, f'setting of {key}', values.get(key, {}))
+    return build(Settings, 'setting', values)

@@ -1,0 +1,208 @@
+"""The training step shared by all methods: a pure function (state, batch) -> (state, metrics)."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import methods
+import models
+from data import augment
+from errors import build
+from methods.base import JOINT, Inputs, Method
+from train import optimizer
+from train.settings import Settings
+
+Batch = dict[str, dict[str, jax.Array]]  # {stream: {'images': uint8 [n, H, W, C], 'labels': int32 [n]}}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a run is after `step` steps. A checkpoint holds this and nothing else."""
+
+    seed: jax.Array  # int32
+    step: jax.Array  # int32, steps done
+    params: Any
+    batch_stats: Any
+    ema_params: Any
+    opt_state: Any
+    methods: dict[str, Any]  # own state of each method
+    metrics: dict[str, jax.Array]  # {name: [sum, count]} since the last logged step
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """What a step needs beside state and batch; none of it changes during a run."""
+
+    settings: Settings
+    model: models.Model
+    methods: Mapping[str, Method]
+    augmentations: Mapping[str, Any]  # {'weak': data.augment.Weak, ...}
+    num_classes: int
+
+    @classmethod
+    def create(cls, settings: Settings, num_classes: int) -> 'Trainer':
+        """Builds network, methods and augmentations. Raises UserError for a name or key that does not exist."""
+        weak, strong = settings.data.weak, settings.data.strong
+        return cls(
+            settings=settings,
+            model=models.create(num_classes=num_classes, **settings.model),
+            methods={name: methods.create(name, fields) for name, fields in settings.methods.items()},
+            augmentations={
+                'weak': build(augment.Weak, 'setting of data.weak', weak),
+                'strong': build(augment.Strong, 'setting of data.strong', {**weak, **strong}),
+            },
+            num_classes=num_classes,
+        )
+
+    @functools.cached_property
+    def views(self) -> dict[str, str]:
+        """{view: batch-norm policy} over all methods; a view that one method needs a gradient of has one."""
+        views: dict[str, str] = {}
+        for method in self.methods.values():
+            for view, policy in method.views().items():
+                views[view] = JOINT if JOINT in (policy, views.get(view)) else policy
+        return views
+
+    @property
+    def streams(self) -> list[str]:
+        """The streams that the methods read."""
+        return sorted({view.split('.')[0] for view in self.views})
+
+
+def init(trainer: Trainer, batch: Batch) -> TrainState:
+    """Returns the state before the first step, on batches shaped like `batch`."""
+    settings = trainer.settings
+    image_shape = next(iter(batch.values()))['images'].shape[1:]
+    variables = trainer.model.init(stream_key(settings.seed, 'init', 0), image_shape)
+    state = TrainState(
+        seed=jnp.int32(settings.seed),
+        step=jnp.int32(0),
+        params=variables['params'],
+        batch_stats=variables['batch_stats'],
+        ema_params=jax.tree.map(jnp.copy, variables['params']),
+        opt_state=optimizer.create(settings.optimizer).init(variables['params']),
+        methods={name: m.init_state(trainer.num_classes) for name, m in trainer.methods.items()},
+        metrics={},
+    )
+    metrics = jax.eval_shape(functools.partial(_update, trainer), state, batch)[1]
+    return dataclasses.replace(state, metrics=jax.tree.map(lambda m: jnp.zeros(m.shape), metrics))
+
+
+def stream_key(seed: int | jax.Array, stream: str, step: int | jax.Array) -> jax.Array:
+    """The random key of a named stream at a step. All randomness of a run comes from here."""
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
+    return jax.random.fold_in(key, step)
+
+
+def step(trainer: Trainer, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Makes one step. Also returns {metric: [sum, count]} over the steps since the last logged one."""
+    new, metrics = _update(trainer, state, batch)
+    first_of_window = state.step % trainer.settings.log_steps == 0
+    window = jax.tree.map(lambda old, m: jnp.where(first_of_window, 0, old) + m, state.metrics, metrics)
+    return dataclasses.replace(new, metrics=window), window
+
+
+def _update(trainer: Trainer, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    settings = trainer.settings
+    progress = state.step / settings.steps
+    images = make_views(trainer, state, batch)
+
+    def loss_fn(params):
+        outputs, batch_stats = forward(trainer, params, state.batch_stats, images)
+        inputs = Inputs(batch.get('labeled', {}).get('labels'), images, outputs, progress)
+        losses = {name: m.loss(inputs, state.methods[name]) for name, m in trainer.methods.items()}
+        return sum(loss.loss for loss in losses.values()), (batch_stats, losses)
+
+    (loss, (batch_stats, losses)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = optimizer.create(settings.optimizer).update(gradient, state.opt_state, state.params)
+    rate = optimizer.learning_rate(settings.optimizer, progress)
+    params = optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, updates))
+    ema_params = optax.incremental_update(params, state.ema_params, 1 - settings.ema_decay)
+
+    norm = optax.global_norm(gradient)
+    metrics = {'loss': _mean(loss), 'gradient_norm': _mean(norm), 'learning_rate': _mean(rate)}
+    for name, result in losses.items():
+        metrics |= {f'{name}/{key}': _mean(value) for key, value in result.metrics.items()}
+        if result.pseudo_labels is not None:
+            # The only use of the unlabeled stream's true classes, after the gradient is taken.
+            guess, mask = result.pseudo_labels
+            right = guess == batch['unlabeled']['labels']
+            metrics[f'{name}/mask_rate'] = _mean(mask)
+            metrics[f'{name}/pseudo_label_accuracy'] = jnp.stack([(mask * right).sum(), mask.sum()])
+            metrics[f'{name}/pseudo_label_accuracy_all'] = _mean(right)
+    new = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        ema_params=ema_params,
+        opt_state=opt_state,
+        methods={name: result.state for name, result in losses.items()},
+    )
+    return new, metrics
+
+
+def _mean(values: jax.Array) -> jax.Array:
+    return jnp.stack([jnp.sum(values, dtype=jnp.float32), jnp.float32(values.size)])
+
+
+def make_views(trainer: Trainer, state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+    """Augments and normalises every view that the methods ask for. Returns {view: float32 `[n, H, W, C]`}."""
+    views = {}
+    for view in trainer.views:
+        stream, augmentation = view.split('.')
+        images = batch[stream]['images']
+        augment = trainer.augmentations[augmentation]
+        draws = augment.draw(stream_key(state.seed, view, state.step), images.shape)
+        views[view] = normalise(trainer.settings, on_each_device(augment.apply)(draws, images))
+    return views
+
+
+def normalise(settings: Settings, images: jax.Array) -> jax.Array:
+    """Turns pixels in [0, 1] into the network's input."""
+    return (images - jnp.asarray(settings.data.mean)) / jnp.asarray(settings.data.std)
+
+
+def forward(trainer: Trainer, params, batch_stats, images: dict[str, jax.Array]) -> tuple[dict, Any]:
+    """Runs the network once over all views. Returns ({view: {output: [n, ...]}}, batch_stats)."""
+    parts = [
+        [view for view in images if (trainer.views[view] == JOINT) == with_gradient]
+        for with_gradient in (True, False)
+    ]
+    joined = [_concatenate([images[view] for view in part]) if part else None for part in parts]
+    variables = {'params': params, 'batch_stats': batch_stats}
+    outputs, batch_stats = trainer.model.apply(variables, models.Batch(*joined), train=True)
+    by_view: dict[str, dict[str, jax.Array]] = {view: {} for view in images}
+    for name, output in outputs.items():
+        for part, values in zip(parts, output, strict=True):
+            for view, value in zip(part, _split(values, [len(images[v]) for v in part]), strict=True):
+                by_view[view][name] = value
+    return by_view, batch_stats
+
+
+def on_each_device(f: Callable) -> Callable:
+    """Applies a per-example function to each device's own examples, without communication."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return f
+    batch = jax.P(*mesh.axis_names)
+    return jax.shard_map(f, in_specs=batch, out_specs=batch)
+
+
+def _concatenate(arrays: list[jax.Array]) -> jax.Array:
+    # Device by device: the order of a batch means nothing, and no image moves between devices.
+    return on_each_device(lambda *local: jnp.concatenate(local))(*arrays)
+
+
+def _split(array: jax.Array, sizes: list[int]) -> list[jax.Array]:
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = 1 if mesh.empty else mesh.size
+    ends = [sum(sizes[: i + 1]) // devices for i in range(len(sizes) - 1)]
+    return on_each_device(lambda local: tuple(jnp.split(local, ends)))(array) if sizes else []

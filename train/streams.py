@@ -1,0 +1,64 @@
+"""The data of a run: a labeled and an unlabeled stream to draw batches from, and the held-out sets."""
+
+import dataclasses
+
+import numpy as np
+
+from data import datasets, sampler, splits
+from errors import UserError
+from train.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Streams:
+    """images uint8 `[N, H, W, C]` and labels int32 `[N]` of all training images.
+
+    indices: {stream: which of them it draws from}.
+    held_out: {'test': (images, labels)}, and 'validation' where one was asked for.
+    manifest: what labels.json holds.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    indices: dict[str, np.ndarray]
+    held_out: dict[str, tuple[np.ndarray, np.ndarray]]
+    num_classes: int
+    manifest: dict
+
+    @classmethod
+    def load(cls, settings: Settings, data_dir: str | None) -> 'Streams':
+        """Reads the data set and draws the label split. Raises UserError for what the user can mend."""
+        data = settings.data
+        train = datasets.load(data.name, data.train_split, data_dir)
+        test = datasets.load(data.name, data.test_split, data_dir)
+        images, labels = train.images, train.labels
+        seed = settings.seed if data.label_seed < 0 else data.label_seed
+        if data.manifest:
+            split = splits.from_manifest(data.manifest, data.name, labels, images)
+            found = len(split.labeled), len(split.validation)
+            if found != (data.labels, data.validation):
+                raise UserError(
+                    f'{data.manifest} holds {found[0]} labels and {found[1]} validation images, the settings say '
+                    f'data.labels={data.labels} and data.validation={data.validation}: make them equal.'
+                )
+        else:
+            chosen = (data.labels, train.num_classes, data.label_protocol, seed, data.validation)
+            split = splits.draw(labels, *chosen)
+        manifest = splits.to_manifest(split, data.name, labels, images, data.label_protocol, seed)
+        held_out = {'test': (test.images, test.labels)}
+        if len(split.validation):
+            held_out['validation'] = images[split.validation], labels[split.validation]
+        unlabeled = split.unlabeled
+        if data.unlabeled_split:
+            extra = datasets.load(data.name, data.unlabeled_split, data_dir)
+            unlabeled = np.concatenate([unlabeled, len(images) + np.arange(len(extra.images))])
+            images = np.concatenate([images, extra.images])
+            labels = np.concatenate([labels, extra.labels])
+        indices = {'labeled': split.labeled, 'unlabeled': unlabeled}
+        return cls(images, labels, indices, held_out, train.num_classes, manifest)
+
+    def batch(self, stream: str, seed: int, step: int, size: int) -> dict[str, np.ndarray]:
+        """Returns {'images': uint8 `[size, H, W, C]`, 'labels': int32 `[size]`}, a pure function of all four."""
+        of = self.indices[stream]
+        chosen = of[sampler.batch_indices(seed, stream, step, size, len(of))]
+        return {'images': self.images[chosen], 'labels': self.labels[chosen]}
