@@ -9,24 +9,11 @@ ready. PyTorch (channels_last, all cores) runs in a process of its own, by defau
 is the median over them, and the ratios are taken within the round.
 """
 
-import argparse
-import importlib.util
-import json
-import os
-import statistics
-import subprocess
-import sys
-import time
-
 MU = 7
 
 
 def measure_ours(batch_size: int, policy: str, steps: int):
     """Yields images/s, one figure a round of `steps` steps; the first round is a warm-up."""
-    import functools
-
-    import jax
-    import numpy as np
 
     from configs import fixmatch
     from train import mesh as mesh_lib

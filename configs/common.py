@@ -36,34 +36,36 @@ def base(data: str, labels: int) -> ConfigDict:
     """
     if data not in _SETTINGS:
         raise unknown('data set of this config', data, _SETTINGS)
-    config = ConfigDict({
-        'seed': 0,
-        'steps': 2**20,
-        'batch_size': 64,
-        'data': {
-            'name': data,
-            'train_split': 'train',
-            'unlabeled_split': '',
-            'test_split': 'test',
-            'labels': labels,
-            'label_protocol': 'balanced',
-            'label_seed': -1,
-            'manifest': '',
-            'validation': 0,
-            'unlabeled_ratio': 7,
-            'mean': (0.5, 0.5, 0.5),
-            'std': (0.5, 0.5, 0.5),
-            'weak': {'flip': True, 'pad': 4},
-            'strong': {'protocol': 'google', 'translate': 10, 'cutout': 16},
-        },
-        'model': {'name': 'wide_resnet', 'blocks': (4, 4, 4), 'width': 2, 'bn_momentum': 0.999},
-        'methods': {},
-        'optimizer': {'learning_rate': 0.03, 'momentum': 0.9, 'weight_decay': 5e-4, 'cosine_cycles': 7 / 16},
-        'ema_decay': 0.999,
-        'log_steps': 128,
-        'eval_steps': 1024,
-        'checkpoint_steps': 4096,
-    })
+    config = ConfigDict(
+        {
+            'seed': 0,
+            'steps': 2**20,
+            'batch_size': 64,
+            'data': {
+                'name': data,
+                'train_split': 'train',
+                'unlabeled_split': '',
+                'test_split': 'test',
+                'labels': labels,
+                'label_protocol': 'balanced',
+                'label_seed': -1,
+                'manifest': '',
+                'validation': 0,
+                'unlabeled_ratio': 7,
+                'mean': (0.5, 0.5, 0.5),
+                'std': (0.5, 0.5, 0.5),
+                'weak': {'flip': True, 'pad': 4},
+                'strong': {'protocol': 'google', 'translate': 10, 'cutout': 16},
+            },
+            'model': {'name': 'wide_resnet', 'blocks': (4, 4, 4), 'width': 2, 'bn_momentum': 0.999},
+            'methods': {},
+            'optimizer': {'learning_rate': 0.03, 'momentum': 0.9, 'weight_decay': 5e-4, 'cosine_cycles': 7 / 16},
+            'ema_decay': 0.999,
+            'log_steps': 128,
+            'eval_steps': 1024,
+            'checkpoint_steps': 4096,
+        }
+    )
     config.update_from_flattened_dict(_SETTINGS[data])
     return config
 

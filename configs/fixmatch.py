@@ -1,6 +1,6 @@
 """FixMatch (Sohn et al. 2020, arXiv:2001.07685) with RandAugment.
 
-    python main.py --config=configs/fixmatch.py
+python main.py --config=configs/fixmatch.py
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """Supervised training on the labeled images alone: the baseline of every semi-supervised config.
 
-    python main.py --config=configs/supervised.py
+python main.py --config=configs/supervised.py
 """
 
 from ml_collections import ConfigDict

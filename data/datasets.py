@@ -77,7 +77,7 @@ def find(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
         return tfds.builder(name, version='*.*.*', data_dir=data_dir)
     except ValueError as error:  # Includes DatasetNotFoundError, whose text lists a thousand names.
         raise unknown('data set', name, NAMES) from error
-    except (ImportError, AssertionError) as error:
+    except Exception as error:  # A damaged folder, or code that imports TensorFlow: tfds has many types.
         raise UserError(f'{name}: {first_line(error)}') from error
 
 
@@ -104,11 +104,11 @@ def write(builder: tfds.core.DatasetBuilder, **kwargs: Any) -> None:
       **kwargs: for tfds's download_and_prepare.
 
     Raises:
-      UserError: the folder cannot be written, or the disk is full.
+      UserError: the folder cannot be written, the disk is full, or a package is missing.
     """
     try:
         builder.download_and_prepare(file_format='array_record', **kwargs)
-    except OSError as error:
+    except (OSError, ImportError) as error:
         # tfds writes to a folder of its own and renames it, which fails if another process was faster.
         if not builder.data_path.exists():
             raise UserError(f'Cannot prepare {builder.data_dir}: {first_line(error)}') from error
@@ -116,7 +116,7 @@ def write(builder: tfds.core.DatasetBuilder, **kwargs: Any) -> None:
 
 def first_line(error: Exception) -> str:
     """Returns the first line of an error's text, or its type's name if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(':')
 
 
 def _read(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ import os
 import pathlib
 import sys
 
+import requests
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.download import resource
@@ -59,23 +60,28 @@ def _through_tfds(builder: tfds.core.DatasetBuilder, folder: str | None) -> None
     if lacking:
         but = ' (--from=FOLDER with its four idx files does not)' if builder.name in idx.NAMES else ''
         raise UserError(f'Preparing {builder.name} needs a package{but}: pip install {" ".join(lacking)}')
-    originals = builder.url_infos or {}
-    absent = [
-        url for url, info in originals.items() if not (folder and _is_in(folder, builder.name, url, info))
-    ]
-    files = ', '.join(f'{originals[url].filename} (from {url})' for url in absent) or 'its original files'
+    # Where tfds knows no name, it does not look for a local file either.
+    originals = {url: info for url, info in (builder.url_infos or {}).items() if info.filename}
+    downloads = folder or os.fspath(builder.data_dir_root / 'downloads')
+    absent = [url for url, info in originals.items() if not _is_in(downloads, builder.name, url, info)]
+    files = ', '.join(f'{originals[url].filename} (from {url})' for url in absent)
     if folder and absent:  # tfds would download them.
         raise UserError(f'Not in {folder}: {files}.')
+    try:
+        for url in absent[:1]:  # tfds tries for minutes before it says so.
+            requests.head(url, timeout=20)
+    except requests.ConnectionError as error:
+        raise UserError(f'No connection for {builder.name}. Add --from=FOLDER with {files}.') from error
     config = tfds.download.DownloadConfig(
         manual_dir=folder,
+        # Not into the user's folder.
         extract_dir=builder.data_dir_root / 'downloads' / 'extracted',
         try_download_gcs=False,
     )
     try:
         datasets.write(builder, download_dir=folder, download_config=config)
     except Exception as error:  # Of requests, tfds, TensorFlow and each data set's own code.
-        offline = '' if folder else f' Without a network, add --from=FOLDER with {files}.'
-        raise UserError(f'{builder.name}: {datasets.first_line(error)}{offline}') from error
+        raise UserError(f'{builder.name}: {datasets.first_line(error)}') from error
 
 
 def _is_in(folder: str, name: str, url: str, info: tfds.core.download.checksums.UrlInfo) -> bool:

@@ -52,7 +52,10 @@ def batch_indices(seed: int, stream: str, step: int, batch_size: int, size: int)
     """
     if step < 0 or batch_size < 1 or size < 1:
         raise ValueError(f'Cannot draw batch {step} of {batch_size} from the {size} examples of {stream!r}.')
-    first, skip = divmod(step * batch_size, size)
-    last = ((step + 1) * batch_size - 1) // size
-    orders = [permutation(size, seed, stream, epoch) for epoch in range(first, last + 1)]
-    return np.concatenate(orders)[skip : skip + batch_size]
+    start, stop = step * batch_size, (step + 1) * batch_size
+    return np.concatenate(
+        [
+            permutation(size, seed, stream, epoch)[max(0, start - epoch * size) : stop - epoch * size]
+            for epoch in range(start // size, (stop - 1) // size + 1)
+        ]
+    )

@@ -57,9 +57,7 @@ def draw(
     members = [order[labels[order] == c] for c in range(num_classes)]
     have = np.array([len(m) for m in members])
     if num_labeled < ALL or validation < 0:
-        raise UserError(
-            f'{num_labeled} labels, {validation} for validation: use a count, 0, or -1 for all labels.'
-        )
+        raise UserError(f'{num_labeled} labels, {validation} for validation: use a count, 0, or -1 for all labels.')
     if protocol not in PROTOCOLS:
         raise unknown('label protocol', protocol, PROTOCOLS)
     share = _balanced if protocol == 'balanced' else _proportional

@@ -11,7 +11,7 @@ import jax
 
 # Batch-norm policies of a view. Published methods differ exactly here, so each method states its own.
 JOINT = 'joint'  # in the joint batch: shares its statistics, gradient flows through everything
-JOINT_NO_GRAD = 'joint_no_grad'  # shares the statistics as a constant: no backward pass is made for the view
+NO_GRAD = 'no_grad'  # normalised with the joint batch's statistics without entering them; no backward pass
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,14 +17,14 @@ from methods.base import JOINT, Inputs, Loss, Method, PseudoLabels
 class FixMatch(Method):
     """Equation 4: the mean over ALL unlabeled images of 1(max q >= threshold) H(argmax q, p(strong)).
 
-    As in the official code, labeled, weak and strong images pass the network as one batch, so batch norm sees
-    all of them. weak_batch_norm 'joint' also lets the gradient flow through the weak view's part of the batch
-    statistics, as published; 'joint_no_grad' drops that path and with it the weak view's backward pass.
+    In the official code labeled, weak and strong images pass the network as one batch, so batch norm takes its
+    statistics from all of them: weak_batch_norm 'joint'. With 'no_grad' it takes them from the labeled and the
+    strong images, and the weak ones, which are only looked at, need no backward pass.
     """
 
     threshold: float = 0.95  # tau: confidence from which a pseudo-label is used
     weight: float = 1.0  # lambda_u
-    weak_batch_norm: str = JOINT  # 'joint' (the paper's) or 'joint_no_grad' (a third less work)
+    weak_batch_norm: str = JOINT  # 'joint' (the official code's) or 'no_grad' (a third less work)
 
     def views(self) -> dict[str, str]:
         return {'unlabeled.weak': self.weak_batch_norm, 'unlabeled.strong': JOINT}

@@ -57,9 +57,7 @@ def weight_gradient(x: jax.Array, gradient: jax.Array, kernel_size: int, stride:
     # Each device sums over its own images: a scan over a sharded axis would gather them all first.
     (axis,) = mesh.axis_names
     batch, replicated = jax.P(axis), jax.P()
-    summed = jax.shard_map(
-        lambda x, g: jax.lax.psum(local(x, g), axis), in_specs=(batch, batch), out_specs=replicated
-    )
+    summed = jax.shard_map(lambda x, g: jax.lax.psum(local(x, g), axis), in_specs=(batch, batch), out_specs=replicated)
     return summed(x, gradient)
 
 

@@ -1,8 +1,8 @@
 """Convolution and batch norm over a batch of which one part may need no gradient.
 
-A consistency method labels its weak view with the network and trains on the strong one. The weak view then
-takes part in the batch statistics but needs no backward pass, which is a third of the step's work. So every
-layer here maps a `Batch` to a `Batch`: two arrays, one with and one without gradient.
+A consistency method labels its weak view with the network and trains on the strong one. The weak view needs no
+backward pass, which is a third of the step's work. So every layer here maps a `Batch` to a `Batch`: two arrays,
+one with and one without gradient.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from models.conv import conv
 class Batch(NamedTuple):
     """Images or activations `[N, ...]` of one joint forward pass.
 
-    grad: the part that gradients flow through.
-    no_grad: the part that enters batch statistics as a constant, or None.
+    grad: the part that gradients flow through, and that batch norm takes its statistics from.
+    no_grad: the part that is only looked at, normalised with the statistics of the other; or None.
     """
 
     grad: jax.Array
@@ -50,10 +50,12 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch norm with statistics over the whole (global) batch, both parts of it.
+    """Batch norm with the statistics of the whole (global) batch that has a gradient.
 
-    momentum is the decay of the running statistics (0.9 here is 0.1 in PyTorch). The running variance is the
-    unbiased one, as in PyTorch and in TensorFlow's fused kernel.
+    The part without gradient is normalised with them as well, and must not enter them: as a constant there it
+    would make the gradient wrong, which follows the network's scale and so trains it to grow without bound.
+    Running statistics, used in evaluation, are over both parts. momentum is their decay (0.9 here is 0.1 in
+    PyTorch); the running variance is the unbiased one, as in PyTorch and in TensorFlow's fused kernel.
     """
 
     momentum: float
@@ -67,15 +69,13 @@ class BatchNorm(nn.Module):
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,))
         running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,))
         if train:
-            parts = [x.grad] if x.no_grad is None else [x.grad, jax.lax.stop_gradient(x.no_grad)]
-            axes = tuple(range(x.grad.ndim - 1))
-            n = sum(p.size for p in parts) // channels
-            mean = sum(p.sum(axes) for p in parts) / n
-            var = sum(jnp.square(p - mean).sum(axes) for p in parts) / n
-            if not self.is_initializing():
-                decay = self.momentum
-                running_mean.value = decay * running_mean.value + (1 - decay) * mean
-                running_var.value = decay * running_var.value + (1 - decay) * var * (n / max(n - 1, 1))
+            mean, var = _moments(x.grad)
+            pooled_mean, pooled_var, n = mean, var, x.grad.size / channels
+            if x.no_grad is not None:
+                pooled_mean, pooled_var, n = _pool(mean, var, x.grad, x.no_grad)
+            decay = self.momentum
+            running_mean.value = decay * running_mean.value + (1 - decay) * pooled_mean
+            running_var.value = decay * running_var.value + (1 - decay) * pooled_var * (n / max(n - 1, 1))
         else:
             mean, var = running_mean.value, running_var.value
         slope = scale * jax.lax.rsqrt(var + self.epsilon)
@@ -84,3 +84,19 @@ class BatchNorm(nn.Module):
         if x.no_grad is None:
             return Batch(grad)
         return Batch(grad, x.no_grad * jax.lax.stop_gradient(slope) + jax.lax.stop_gradient(shift))
+
+
+def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and (biased) variance of `[N, ..., C]` per channel."""
+    axes = tuple(range(x.ndim - 1))
+    mean = x.mean(axes)
+    return mean, jnp.square(x - mean).mean(axes)
+
+
+def _pool(mean: jax.Array, var: jax.Array, x: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array, float]:
+    """Returns mean, variance and number of values per channel of x, whose moments are given, and other together."""
+    n, m = (a.size / a.shape[-1] for a in (x, other))
+    other_mean, other_var = _moments(other)
+    share = n / (n + m)
+    pooled = share * var + (1 - share) * other_var + share * (1 - share) * jnp.square(mean - other_mean)
+    return share * mean + (1 - share) * other_mean, pooled, n + m

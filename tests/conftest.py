@@ -25,7 +25,7 @@ TINY = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def make_settings():
     """Returns a function: (config name, config argument, {key: override}) -> Settings of a tiny run on digits."""
 

@@ -39,9 +39,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         like: a state of the same shapes, types and shardings.
         Raises UserError where there are checkpoints and none can be read.
         """
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _as_dict(like)
-        )
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _as_dict(like))
         damaged = []
         for step in sorted((c.step for c in self._checkpointer.checkpoints), reverse=True):
             try:

@@ -126,7 +126,7 @@ def _update(trainer: Trainer, state: TrainState, batch: Batch) -> tuple[TrainSta
     params = optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, updates))
     ema_params = optax.incremental_update(params, state.ema_params, 1 - settings.ema_decay)
 
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     metrics = {'loss': _mean(loss), 'gradient_norm': _mean(norm), 'learning_rate': _mean(rate)}
     for name, result in losses.items():
         metrics |= {f'{name}/{key}': _mean(value) for key, value in result.metrics.items()}
@@ -173,8 +173,7 @@ def normalise(settings: Settings, images: jax.Array) -> jax.Array:
 def forward(trainer: Trainer, params, batch_stats, images: dict[str, jax.Array]) -> tuple[dict, Any]:
     """Runs the network once over all views. Returns ({view: {output: [n, ...]}}, batch_stats)."""
     parts = [
-        [view for view in images if (trainer.views[view] == JOINT) == with_gradient]
-        for with_gradient in (True, False)
+        [view for view in images if (trainer.views[view] == JOINT) == with_gradient] for with_gradient in (True, False)
     ]
     joined = [_concatenate([images[view] for view in part]) if part else None for part in parts]
     variables = {'params': params, 'batch_stats': batch_stats}

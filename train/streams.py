@@ -1,6 +1,7 @@
 """The data of a run: a labeled and an unlabeled stream to draw batches from, and the held-out sets."""
 
 import dataclasses
+import json
 
 import numpy as np
 
@@ -32,7 +33,6 @@ class Streams:
         train = datasets.load(data.name, data.train_split, data_dir)
         test = datasets.load(data.name, data.test_split, data_dir)
         images, labels = train.images, train.labels
-        seed = settings.seed if data.label_seed < 0 else data.label_seed
         if data.manifest:
             split = splits.from_manifest(data.manifest, data.name, labels, images)
             found = len(split.labeled), len(split.validation)
@@ -41,10 +41,13 @@ class Streams:
                     f'{data.manifest} holds {found[0]} labels and {found[1]} validation images, the settings say '
                     f'data.labels={data.labels} and data.validation={data.validation}: make them equal.'
                 )
+            with open(data.manifest, encoding='utf-8') as file:
+                manifest = json.load(file)
         else:
+            seed = settings.seed if data.label_seed < 0 else data.label_seed
             chosen = (data.labels, train.num_classes, data.label_protocol, seed, data.validation)
             split = splits.draw(labels, *chosen)
-        manifest = splits.to_manifest(split, data.name, labels, images, data.label_protocol, seed)
+            manifest = splits.to_manifest(split, data.name, labels, images, data.label_protocol, seed)
         held_out = {'test': (test.images, test.labels)}
         if len(split.validation):
             held_out['validation'] = images[split.validation], labels[split.validation]

@@ -1,20 +1,20 @@
 """How a batch is held while it is augmented: one int32 a pixel, red | green << 8 | blue << 16 | opaque << 24.
 
-Moving a pixel is then a gather of one number instead of three, and an image is a plain [H, W] array that
-vectorizes. Grey images use the lowest byte only. Opaque is PIL's alpha channel reduced to one bit.
+Moving a pixel is then a gather of one number instead of three, and an image a plain [H, W] array, which
+vectorizes. Grey images use the lowest byte only. Opaque is PIL's alpha channel as one bit.
 """
 
 import jax
 import jax.numpy as jnp
 
 TRANSPARENT = 0
-OPAQUE = 1 << 24  # also opaque black
+OPAQUE = 1 << 24  # Also opaque black.
 
 
 def pack(images: jax.Array) -> jax.Array:
-    """Returns uint8 images [B, H, W, C] as opaque words, int32 [B, H, W]. Raises ValueError unless C is 1 or 3."""
+    """Returns uint8 images [B, H, W, C] as opaque words int32 [B, H, W]. Raises ValueError unless C is 1 or 3."""
     if images.shape[-1] not in (1, 3):
-        raise ValueError(f'Images have 1 or 3 channels, not {images.shape[-1]} (shape {images.shape}).')
+        raise ValueError(f'Images must have 1 or 3 channels, not shape {images.shape}.')
     return join(jnp.moveaxis(images, -1, 1).astype(jnp.int32), OPAQUE)
 
 
@@ -25,34 +25,31 @@ def unpack(words: jax.Array, channels: int) -> jax.Array:
 
 
 def split(words: jax.Array, channels: int) -> jax.Array:
-    """Returns the colours of words [B, H, W] as planes, int32 [B, C, H, W] in 0..255."""
+    """Returns the colours of words [B, H, W] as planes int32 [B, C, H, W] in 0..255."""
     return words[:, None] >> 8 * jnp.arange(channels)[:, None, None] & 255
 
 
 def join(planes: jax.Array, alpha: jax.Array | int) -> jax.Array:
-    """Returns the words [B, H, W] of planes [B, C, H, W] and alpha (OPAQUE or TRANSPARENT, or [B, H, W] of them)."""
+    """Returns the words [B, H, W] of planes [B, C, H, W]; alpha is OPAQUE, TRANSPARENT or [B, H, W] of them."""
     words = alpha
     for c in range(planes.shape[1]):
         words = words | planes[:, c] << 8 * c
     return words
 
 
-def constant(colour: tuple[int, int, int], channels: int) -> int:
-    """Returns the opaque word of an RGB colour; of its luma, as PIL rounds it, for grey images."""
-    red, green, blue = colour
-    if channels == 1:
-        return OPAQUE | luma(red, green, blue)
-    return OPAQUE | red | green << 8 | blue << 16
-
-
 def luma(red, green, blue):
-    """Returns PIL's grey level of integers (or integer arrays) in 0..255: ITU-R 601-2, rounded."""
+    """Returns the grey level of a colour, integers or integer arrays in 0..255, as PIL's mode L rounds it."""
     return 19595 * red + 38470 * green + 7471 * blue + 32768 >> 16
 
 
+def constant(colour: tuple[int, int, int], channels: int) -> int:
+    """Returns the opaque word of a colour, or of its luma if channels is 1."""
+    red, green, blue = colour
+    return OPAQUE | (luma(*colour) if channels == 1 else red | green << 8 | blue << 16)
+
+
 def gather(words: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns words[b, y[b, i, j], x[b, i, j]], [B, H, W]; every row y and column x must lie inside the image."""
-    batch, height, width = words.shape
-    index = jnp.broadcast_to(y * width + x, words.shape).reshape(batch, height * width)
-    flat = words.reshape(batch, height * width)
+    """Returns words[b, y[b, i, j], x[b, i, j]], [B, H, W]; all rows y and columns x must lie inside the image."""
+    index = jnp.broadcast_to(y * words.shape[2] + x, words.shape)
+    index, flat = (array.reshape(len(words), -1) for array in (index, words))
     return jnp.take_along_axis(flat, index, axis=1, mode='promise_in_bounds').reshape(words.shape)

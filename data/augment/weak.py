@@ -10,13 +10,13 @@ from data.augment import pixels
 
 @dataclasses.dataclass(frozen=True)
 class Weak:
-    """Horizontal flip and reflect-padded random crop, the weak augmentation of FixMatch (arXiv 2001.07685, 2.3)."""
+    """Horizontal flip and reflect-padded crop, the weak augmentation of FixMatch (arXiv:2001.07685, 2.3)."""
 
     flip: bool = True  # mirror left and right with probability 1/2
     pad: int = 4  # pixels of reflected border; the crop has the size of the image
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> dict[str, jax.Array]:
-        """Returns flip bool [B] and the crop's top and left int32 [B] in 0..2*pad, for images of shape (B, H, W, C).
+        """Returns flip, bool [B], and the crop's top and left, int32 [B] in 0..2*pad, for shape (B, H, W, C).
 
         Raises ValueError unless pad is less than both H and W: reflection has nothing more to show.
         """
