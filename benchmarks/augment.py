@@ -1,13 +1,14 @@
-"""Times the augmentation of 32x32x3 images, ours inside a compiled function and PIL's on one core.
+"""Times the augmentation of 32x32x3 images: ours, compiled and on all devices, and PIL's, on one core.
 
     python -m benchmarks.augment [--batch_size=448] [--rounds=15]
 
-A pair is one weak and one strong view of an image, draws included. Ours runs like a training step: the batch is
-split over all devices, and a CPU counts as one device per core. PIL runs the google policy on one core, as a
-loader's worker would. Each figure is the median over the rounds, which alternate between the contestants.
+A pair is one weak and one strong view of an image, random draws included. Ours runs as in a training step:
+the batch is split over all devices, of which a CPU has one per core. PIL runs the google policy as a loader's
+worker would. Rounds of the contestants alternate, each figure is the median over them.
 """
 
 import argparse
+import itertools
 import random
 import statistics
 import time
@@ -24,43 +25,41 @@ SIZE = 32
 
 
 def ours(protocol: str, batch_size: int) -> tuple[Callable[[], object], int]:
-    """Returns a function that makes pairs with our code, and how many it makes in a call."""
+    """Returns a function that makes pairs with our code, and how many it makes in one call."""
     views = [augment.Weak(flip=True, pad=4), augment.Strong(flip=True, pad=4, protocol=protocol)]
     mesh = mesh_lib.create(batch_size)
-    images = mesh_lib.put_batch(mesh, photographs(batch_size))
+    images = mesh_lib.put_batch(mesh, pictures(batch_size))
 
     @jax.jit
-    def pairs(step, images):
+    def augmented(step, images):
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), step), len(views))
-        draws = [view.draw(key, images.shape) for key, view in zip(keys, views, strict=True)]
-        batch = jax.P('data')
         return [
-            jax.shard_map(view.apply, in_specs=batch, out_specs=batch)(draw, images)
-            for view, draw in zip(views, draws, strict=True)
+            jax.shard_map(view.apply, mesh=mesh, in_specs=jax.P('data'), out_specs=jax.P('data'))(
+                view.draw(key, images.shape), images
+            )
+            for view, key in zip(views, keys, strict=True)
         ]
 
-    steps = iter(range(10**9))
-    repeats = 10
+    steps, repeats = itertools.count(), 10
 
     def run():
-        with jax.set_mesh(mesh):
-            for _ in range(repeats):
-                result = pairs(next(steps), images)
-            jax.block_until_ready(result)
+        for _ in range(repeats):
+            pairs = augmented(next(steps), images)
+        jax.block_until_ready(pairs)
 
     return run, repeats * batch_size
 
 
-def pil(pairs: int) -> tuple[Callable[[], object], int]:
-    """Returns a function that makes pairs of the google policy with PIL, and how many it makes in a call."""
-    images = photographs(pairs)
+def pil(count: int) -> tuple[Callable[[], object], int]:
+    """Returns a function that makes `count` pairs of the google policy with PIL, and that count."""
+    images = pictures(count)
 
     def run():
         for image in images:
             np.asarray(pil_weak(Image.fromarray(image)), np.float32) / 255
             pil_strong(Image.fromarray(image))
 
-    return run, pairs
+    return run, count
 
 
 def pil_weak(image: Image.Image) -> Image.Image:
@@ -75,9 +74,9 @@ def pil_weak(image: Image.Image) -> Image.Image:
 def pil_strong(image: Image.Image) -> np.ndarray:
     """Returns the google policy's view of an image, float32 [H, W, C] in [0, 1]."""
     image = pil_weak(image).convert('RGBA')
-    for name in random.choices(list(PIL_OPS), k=2):
+    for operation in random.choices(PIL_OPERATIONS, k=2):
         if random.random() < 0.5:
-            image = PIL_OPS[name](image, random.randint(1, 9))
+            image = operation(image, random.randint(1, 9))
     pixels = np.asarray(image)
     result = np.where(pixels[..., 3:] > 0, pixels[..., :3] / np.float32(255), np.float32(0.5))
     y, x = random.randrange(SIZE), random.randrange(SIZE)
@@ -85,7 +84,7 @@ def pil_strong(image: Image.Image) -> np.ndarray:
     return result
 
 
-def _signed(value: float) -> float:
+def _signed(value):
     return random.choice((-value, value))
 
 
@@ -101,28 +100,28 @@ def _flat(function):
     return lambda image, level: function(image.convert('RGB'), level).convert('RGBA')
 
 
-PIL_OPS = {
-    'AutoContrast': _flat(lambda image, level: ImageOps.autocontrast(image)),
-    'Brightness': _enhance(ImageEnhance.Brightness),
-    'Color': _enhance(ImageEnhance.Color),
-    'Contrast': _enhance(ImageEnhance.Contrast),
-    'Equalize': _flat(lambda image, level: ImageOps.equalize(image)),
-    'Identity': lambda image, level: image,
-    'Posterize': _flat(lambda image, level: ImageOps.posterize(image, 4 - level * 4 // 10)),
-    'Rotate': lambda image, level: image.rotate(_signed(3 * level)),
-    'Sharpness': _enhance(ImageEnhance.Sharpness),
-    'ShearX': lambda image, level: _affine(image, 1, _signed(0.03 * level), 0, 0, 1, 0),
-    'ShearY': lambda image, level: _affine(image, 1, 0, 0, _signed(0.03 * level), 1, 0),
-    'Solarize': _flat(lambda image, level: ImageOps.solarize(image, 256 - level * 256 // 10)),
-    'TranslateX': lambda image, level: _affine(image, 1, 0, _signed(level), 0, 1, 0),
-    'TranslateY': lambda image, level: _affine(image, 1, 0, 0, 0, 1, _signed(level)),
-}
+PIL_OPERATIONS = (
+    lambda image, level: image,
+    lambda image, level: image.rotate(_signed(3 * level)),
+    lambda image, level: _affine(image, 1, _signed(0.03 * level), 0, 0, 1, 0),
+    lambda image, level: _affine(image, 1, 0, 0, _signed(0.03 * level), 1, 0),
+    lambda image, level: _affine(image, 1, 0, _signed(level), 0, 1, 0),
+    lambda image, level: _affine(image, 1, 0, 0, 0, 1, _signed(level)),
+    _flat(lambda image, level: ImageOps.autocontrast(image)),
+    _flat(lambda image, level: ImageOps.equalize(image)),
+    _flat(lambda image, level: ImageOps.posterize(image, 4 - level * 4 // 10)),
+    _flat(lambda image, level: ImageOps.solarize(image, 256 - level * 256 // 10)),
+    _enhance(ImageEnhance.Brightness),
+    _enhance(ImageEnhance.Color),
+    _enhance(ImageEnhance.Contrast),
+    _enhance(ImageEnhance.Sharpness),
+)
 
 
-def photographs(count: int) -> np.ndarray:
-    """Returns smooth random pictures, uint8 [count, H, W, 3]; noise would flatter no one but is no photograph."""
+def pictures(count: int) -> np.ndarray:
+    """Returns smooth random pictures, uint8 [count, H, W, 3]."""
     coarse = np.random.default_rng(0).integers(0, 256, (count, 5, 5, 3), np.uint8)
-    return np.stack([np.asarray(Image.fromarray(c).resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for c in coarse])
+    return np.stack([np.asarray(Image.fromarray(picture).resize((SIZE, SIZE))) for picture in coarse])
 
 
 def main():
@@ -131,28 +130,27 @@ def main():
     parser.add_argument('--rounds', type=int, default=15)
     args = parser.parse_args()
     mesh_lib.configure()
+    peer = 'PIL google, one core'
     contestants = {
-        'ours, google': ours('google', args.batch_size),
-        'ours, torchssl': ours('torchssl', args.batch_size),
-        'PIL, google, one core': pil(256),
+        'ours google': ours('google', args.batch_size),
+        'ours torchssl': ours('torchssl', args.batch_size),
+        peer: pil(256),
     }
     rates = {name: [] for name in contestants}
-    for name, (run, _) in contestants.items():
-        started = time.perf_counter()
+    for run, _ in contestants.values():
         run()
-        print(f'# first call of {name}: {time.perf_counter() - started:.2f} s, compilation included')
     for _ in range(args.rounds):
         for name, (run, count) in contestants.items():
             started = time.perf_counter()
             run()
             rates[name].append(count / (time.perf_counter() - started))
-    peer = statistics.median(rates['PIL, google, one core'])
     devices = jax.devices()
     print(f'{len(devices)} x {devices[0].device_kind}, batch {args.batch_size}, {SIZE}x{SIZE}x3')
-    print(f'{"":24}{"pairs/s":>10}{"lowest":>10}{"highest":>10}{"x PIL":>8}')
+    print(f'{"pairs/s":22}{"median":>10}{"lowest":>10}{"highest":>10}{"x PIL":>8}')
     for name, values in rates.items():
         median = statistics.median(values)
-        print(f'{name:24}{median:10,.0f}{min(values):10,.0f}{max(values):10,.0f}{median / peer:8.1f}')
+        ratio = median / statistics.median(rates[peer])
+        print(f'{name:22}{median:10,.0f}{min(values):10,.0f}{max(values):10,.0f}{ratio:8.1f}')
 
 
 if __name__ == '__main__':

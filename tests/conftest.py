@@ -16,7 +16,7 @@ from train import settings as settings_lib
 TINY = {
     'batch_size': 4,
     'data.unlabeled_ratio': 2,
-    'model.blocks': (1, 1),
+    'model.blocks': (1,),
     'model.width': 1,
     'steps': 12,
     'log_steps': 2,

@@ -143,9 +143,8 @@ def test_gradient_without_the_weak_view_equals_finite_differences(start):
         **{'methods.fixmatch.threshold': 0.0, 'methods.fixmatch.weak_batch_norm': 'no_grad', 'ema_decay': 0.0}
     )
     images = step_lib.make_views(trainer, state, batch)
-    labels = step_lib.forward(trainer, state.params, state.batch_stats, images)[0]['unlabeled.weak']['logits'].argmax(
-        -1
-    )
+    outputs, _ = step_lib.forward(trainer, state.params, state.batch_stats, images)
+    labels = outputs['unlabeled.weak']['logits'].argmax(-1)
 
     @jax.jit
     def loss(kernel):
@@ -162,8 +161,8 @@ def test_gradient_without_the_weak_view_equals_finite_differences(start):
     step = settings.learning_rate * (1 + settings.momentum)
     gradient = (kernel - new.params['stem']['kernel']) / step - settings.weight_decay * kernel
     direction = np.random.default_rng(0).standard_normal(kernel.shape).astype(np.float32)
-    numeric = (loss(kernel + 1e-2 * direction) - loss(kernel - 1e-2 * direction)) / 2e-2
-    assert float(numeric) == pytest.approx(float((gradient * direction).sum()), rel=0.03, abs=1e-3)
+    numeric = (loss(kernel + 1e-4 * direction) - loss(kernel - 1e-4 * direction)) / 2e-4
+    assert float(numeric) == pytest.approx(float((gradient * direction).sum()), rel=0.05)
 
 
 def test_weight_decay_acts_on_kernels_only(start):

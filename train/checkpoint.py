@@ -56,6 +56,10 @@ class Checkpoints(contextlib.AbstractContextManager):
             raise UserError(f'No checkpoint in {self._checkpointer.directory} can be read: {reason}')
         return None
 
+    def wait(self) -> None:
+        """Waits until everything saved is on disk."""
+        self._checkpointer.wait()
+
     def __exit__(self, *exception) -> None:
         self._checkpointer.close()
 

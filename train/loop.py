@@ -73,9 +73,8 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
                 if caught and not last:
                     checkpoints.wait()
                     raise Interrupted(caught[0], done, workdir)
-    final = result.summarise(settings, folder.rows(), trainer, state)
-    folder.write_json('result.json', final)
-    return final
+    folder.write_json('result.json', result.summarise(settings, folder.rows(), trainer, state))
+    return folder.read_json('result.json')
 
 
 class _Log(contextlib.AbstractContextManager):

@@ -12,7 +12,8 @@ def configure() -> None:
 
     XLA:CPU runs a step faster as one program per core than as one program with threads.
     """
-    jax.config.update('jax_num_cpu_devices', len(os.sched_getaffinity(0)))
+    if 'JAX_NUM_CPU_DEVICES' not in os.environ:
+        jax.config.update('jax_num_cpu_devices', len(os.sched_getaffinity(0)))
     cache = os.environ.get('JAX_COMPILATION_CACHE_DIR', os.path.expanduser('~/.cache/adaptax/jax'))
     jax.config.update('jax_compilation_cache_dir', cache)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)

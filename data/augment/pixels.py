@@ -12,7 +12,7 @@ OPAQUE = 1 << 24  # Also opaque black.
 
 
 def pack(images: jax.Array) -> jax.Array:
-    """Returns uint8 images [B, H, W, C] as opaque words int32 [B, H, W]. Raises ValueError unless C is 1 or 3."""
+    """Returns uint8 images [B, H, W, C] as opaque words [B, H, W]. Raises ValueError unless C is 1 or 3."""
     if images.shape[-1] not in (1, 3):
         raise ValueError(f'Images must have 1 or 3 channels, not shape {images.shape}.')
     return join(jnp.moveaxis(images, -1, 1).astype(jnp.int32), OPAQUE)
@@ -30,7 +30,7 @@ def split(words: jax.Array, channels: int) -> jax.Array:
 
 
 def join(planes: jax.Array, alpha: jax.Array | int) -> jax.Array:
-    """Returns the words [B, H, W] of planes [B, C, H, W]; alpha is OPAQUE, TRANSPARENT or [B, H, W] of them."""
+    """Returns the words [B, H, W] of planes [B, C, H, W] and alpha: OPAQUE, TRANSPARENT or [B, H, W]."""
     words = alpha
     for c in range(planes.shape[1]):
         words = words | planes[:, c] << 8 * c
@@ -48,8 +48,9 @@ def constant(colour: tuple[int, int, int], channels: int) -> int:
     return OPAQUE | (luma(*colour) if channels == 1 else red | green << 8 | blue << 16)
 
 
-def gather(words: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns words[b, y[b, i, j], x[b, i, j]], [B, H, W]; all rows y and columns x must lie inside the image."""
-    index = jnp.broadcast_to(y * words.shape[2] + x, words.shape)
-    index, flat = (array.reshape(len(words), -1) for array in (index, words))
-    return jnp.take_along_axis(flat, index, axis=1, mode='promise_in_bounds').reshape(words.shape)
+def gather(images: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns images[b, y[b, i, j], x[b, i, j]] for images [B, H, W, ...]; y and x must lie inside."""
+    batch, height, width = images.shape[:3]
+    index = jnp.broadcast_to(y * width + x, (batch, height, width)).reshape(batch, height * width, 1)
+    flat = images.reshape(batch, height * width, -1)
+    return jnp.take_along_axis(flat, index, axis=1, mode='promise_in_bounds').reshape(images.shape)

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from data.augment import ops as ops_lib
 from data.augment import pixels
@@ -13,8 +14,7 @@ from errors import unknown
 
 _SLOTS = {'google': 2, 'torchssl': 3}  # Operations an image gets, drawn with replacement.
 _LEVELS = (*range(-9, 0), *range(1, 10))  # google's integer levels, with the sign that geometry takes.
-
-_IMAGENET_MEAN = (125, 123, 114)  # What torchssl fills its cutout with.
+_CIFAR10_MEAN = (125, 123, 114)  # What torchssl fills its cutout with, on every data set.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Strong:
     """The weak view, then random operations (RandAugment, arXiv:1909.13719), then Cutout (arXiv:1708.04552).
 
     protocol is one of
-    - google, the official code of FixMatch (arXiv:2001.07685; its `d.d.rac`): 2 operations, each applied with
-      probability 1/2, at an integer level of 1..9; a square cutout around a uniform pixel. The cutout is grey
-      (0.5), and so are pixels pulled in from outside, unless a later operation made them opaque.
-    - torchssl, TorchSSL and USB: 3 operations, always applied, at a continuous magnitude; a cutout with a side of
-      up to half the width, filled with ImageNet's mean colour. Pixels pulled in from outside are black.
+    - google, the official code of FixMatch (arXiv:2001.07685, its `d.d.rac`): 2 operations, each applied with
+      probability 1/2, at an integer level of 1..9, then a square cutout around a uniform pixel. The cutout is
+      grey (0.5), and so are pixels pulled in from outside, unless a later operation made them opaque.
+    - torchssl, TorchSSL and USB: 3 operations, always applied, at a continuous magnitude, then a cutout up to
+      half as wide as the image, in CIFAR-10's mean colour. Pixels pulled in from outside are black.
 
     Raises UserError for an unknown protocol or operation.
     """
@@ -51,7 +51,7 @@ class Strong:
         return Weak(flip=self.flip, pad=self.pad)
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> dict:
-        """Returns the random choices for images of shape (B, H, W, C). Raises ValueError where Weak.draw does.
+        """Returns the random choices for images of shape (B, H, W, C). Raises ValueError as Weak.draw does.
 
         Returns:
             weak: the draws of Weak.
@@ -66,12 +66,11 @@ class Strong:
         op = jnp.asarray([OPS.index(name) for name in self.ops])[_below(len(self.ops), which)]
         if self.protocol == 'google':
             op = jnp.where(coin < 0.5, op, OPS.index('Identity'))
-            levels = [_google_magnitudes(level, self.translate) for level in _LEVELS]
-            magnitude = _by_op(levels)[_below(len(_LEVELS), strength), op]
+            magnitude = _google_magnitudes(self.translate)[op, _below(len(_LEVELS), strength)]
             centre = jnp.stack([_below(height, y), _below(width, x)], axis=1).astype(jnp.float32)
             side = jnp.full(batch, self.cutout, jnp.float32)
         else:
-            low, high = _by_op(_torchssl_bounds(height, width))[:, op]
+            low, high = jnp.moveaxis(_torchssl_bounds(height, width)[op], -1, 0)
             magnitude = low + (high - low) * strength
             magnitude = jnp.where(op == OPS.index('Posterize'), jnp.floor(magnitude), magnitude)
             centre = jnp.stack([y * height, x * width], axis=1)
@@ -85,8 +84,8 @@ class Strong:
         if self.protocol == 'google':
             outside = fill = pixels.TRANSPARENT
         else:
-            outside, fill = pixels.OPAQUE, pixels.constant(_IMAGENET_MEAN, channels)
-        words = self.weak.move(draws['weak'], pixels.pack(images))
+            outside, fill = pixels.OPAQUE, pixels.constant(_CIFAR10_MEAN, channels)
+        words = pixels.pack(self.weak.move(draws['weak'], images))
         for op, magnitude in zip(draws['op'].T, draws['magnitude'].T, strict=True):
             words = ops_lib.apply(words, op, magnitude, channels, outside)
         rows = self._cut(height, draws['centre'][:, 0], draws['side'])
@@ -104,35 +103,38 @@ class Strong:
         return (pixel >= first) & (pixel <= first + side)
 
 
-def _google_magnitudes(level: int, translate: int) -> dict[str, float]:
-    """Returns the operations' magnitudes at a level of -9..-1 or 1..9; the sign is for geometry only."""
-    size = abs(level)
-    return {
-        'Rotate': 3 * level,
-        **dict.fromkeys(('ShearX', 'ShearY'), 0.03 * level),
-        **dict.fromkeys(('TranslateX', 'TranslateY'), int(level * translate / 10)),
-        'Posterize': 4 - int(size * 4 / 10),
-        'Solarize': 256 - int(size * 256 / 10),
-        **dict.fromkeys(ops_lib.ENHANCEMENTS, size * 1.8 / 10 + 0.1),
+def _google_magnitudes(translate: int) -> jax.Array:
+    """Returns the operations' magnitudes at each of _LEVELS, float32 [len(OPS), len(_LEVELS)]."""
+    signed = np.array(_LEVELS)
+    level = np.abs(signed)
+    rows = {
+        'Rotate': 3 * signed,
+        **dict.fromkeys(('ShearX', 'ShearY'), 0.03 * signed),
+        **dict.fromkeys(('TranslateX', 'TranslateY'), np.trunc(signed * translate / 10)),
+        'Posterize': 4 - level * 4 // 10,
+        'Solarize': 256 - level * 256 // 10,
+        **dict.fromkeys(ops_lib.ENHANCEMENTS, level * 1.8 / 10 + 0.1),
     }
+    return _table(rows)
 
 
-def _torchssl_bounds(height: int, width: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns the lower and the upper bounds of the operations' magnitudes."""
-    geometry = {
-        'Rotate': 30,
-        **dict.fromkeys(('ShearX', 'ShearY'), 0.3),
-        'TranslateX': 0.3 * width,
-        'TranslateY': 0.3 * height,
+def _torchssl_bounds(height: int, width: int) -> jax.Array:
+    """Returns the bounds of the operations' uniform magnitudes, float32 [len(OPS), 2]."""
+    rows = {
+        'Rotate': (-30, 30),
+        **dict.fromkeys(('ShearX', 'ShearY'), (-0.3, 0.3)),
+        'TranslateX': (-0.3 * width, 0.3 * width),
+        'TranslateY': (-0.3 * height, 0.3 * height),
+        'Posterize': (4, 8),
+        'Solarize': (0, 256),
+        **dict.fromkeys(ops_lib.ENHANCEMENTS, (0.05, 0.95)),
     }
-    low = {'Posterize': 4, 'Solarize': 0, **dict.fromkeys(ops_lib.ENHANCEMENTS, 0.05)}
-    high = {'Posterize': 8, 'Solarize': 256, **dict.fromkeys(ops_lib.ENHANCEMENTS, 0.95)}
-    return {name: -bound for name, bound in geometry.items()} | low, geometry | high
+    return _table(rows)
 
 
-def _by_op(magnitudes) -> jax.Array:
-    """Returns dicts of magnitudes as a table float32 [dicts, len(OPS)], 0 for operations that have none."""
-    return jnp.asarray([[row.get(name, 0) for name in OPS] for row in magnitudes], jnp.float32)
+def _table(rows: dict) -> jax.Array:
+    """Returns the rows in the order of OPS. An operation without a magnitude ignores it: any row will do."""
+    return jnp.asarray([rows.get(name, rows['Rotate']) for name in OPS], jnp.float32)
 
 
 def _uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

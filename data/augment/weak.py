@@ -33,15 +33,15 @@ class Weak:
 
     def apply(self, draws: dict[str, jax.Array], images: jax.Array) -> jax.Array:
         """Returns uint8 images [B, H, W, C], flipped and cropped as drawn, as float32 in [0, 1]."""
-        return pixels.unpack(self.move(draws, pixels.pack(images)), images.shape[-1])
+        return self.move(draws, images).astype(jnp.float32) / 255
 
-    def move(self, draws: dict[str, jax.Array], words: jax.Array) -> jax.Array:
-        """Returns words int32 [B, H, W] flipped and cropped as drawn: flip, pad and crop are one gather."""
-        _, height, width = words.shape
+    def move(self, draws: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+        """Returns images [B, H, W, C] of any type, flipped and cropped as drawn, all in one gather."""
+        _, height, width, _ = images.shape
         y = _reflect(jnp.arange(height) + draws['top'][:, None] - self.pad, height)
         x = _reflect(jnp.arange(width) + draws['left'][:, None] - self.pad, width)
         x = jnp.where(draws['flip'][:, None], width - 1 - x, x)
-        return pixels.gather(words, y[:, :, None], x[:, None, :])
+        return pixels.gather(images, y[:, :, None], x[:, None, :])
 
 
 def _reflect(index: jax.Array, size: int) -> jax.Array:
