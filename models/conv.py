@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# Rows of the patch matrix that stay in a core's cache while one product is made of them.
+# Pixels in one product.
 _BLOCK_ROWS = 1024
 
 
@@ -35,52 +35,54 @@ def _forward(x, kernel, stride):
 
 def _backward(stride, residuals, gradient):
     x, kernel = residuals
-    _, input_vjp = jax.vjp(lambda x: _xla_conv(x, kernel, stride), x)
-    return input_vjp(gradient)[0], weight_gradient(x, gradient, kernel.shape[0], stride)
+    _, vjp = jax.vjp(lambda x, kernel: _xla_conv(x, kernel, stride), x, kernel)
+    if stride > 1:
+        return vjp(gradient)
+    return vjp(gradient)[0], weight_gradient(x, gradient, kernel.shape[0])
 
 
 _cpu_conv.defvjp(_forward, _backward)
 
 
-def weight_gradient(x: jax.Array, gradient: jax.Array, kernel_size: int, stride: int) -> jax.Array:
-    """The gradient of `conv` in its kernel, as a sum of cache-sized matrix products.
+def weight_gradient(x: jax.Array, gradient: jax.Array, kernel_size: int) -> jax.Array:
+    """The gradient of `conv` with stride 1 in its kernel, as a sum of cache-sized matrix products.
 
-    XLA:CPU makes it a convolution whose kernel is the whole feature map, at a fraction of the speed of a
-    matrix product. Here the patches of a few images at a time are laid out as a matrix that stays in cache.
+    XLA:CPU makes it a convolution whose kernel is the whole feature map, at half the speed of other convolutions.
+    A matrix product needs k * k shifted copies of the images. Shifting the images sideways and the gradient up and
+    down takes k copies of each instead, and makes both sides of the product wide.
 
-    x: `[N, H, W, C]`; gradient: `[N, H', W', F]`. Returns `[k, k, C, F]`.
+    x: `[N, H, W, C]`; gradient: `[N, H, W, F]`. Returns `[k, k, C, F]`.
     """
+    local = functools.partial(_local_weight_gradient, kernel_size=kernel_size)
     mesh = jax.sharding.get_abstract_mesh()
-    local = functools.partial(_local_weight_gradient, kernel_size=kernel_size, stride=stride)
     if mesh.empty or mesh.size == 1:
         return local(x, gradient)
     # Each device sums over its own images: a scan over a sharded axis would gather them all first.
     (axis,) = mesh.axis_names
-    batch, replicated = jax.P(axis), jax.P()
-    summed = jax.shard_map(lambda x, g: jax.lax.psum(local(x, g), axis), in_specs=(batch, batch), out_specs=replicated)
-    return summed(x, gradient)
+    return jax.shard_map(
+        lambda x, g: jax.lax.psum(local(x, g), axis),
+        in_specs=jax.P(axis),
+        out_specs=jax.P(),
+        check_vma=False,  # the scan starts from zeros that do not vary over devices
+    )(x, gradient)
 
 
-def _local_weight_gradient(x, gradient, kernel_size, stride):
+def _local_weight_gradient(x, gradient, kernel_size):
     n, height, width, features = gradient.shape
     channels = x.shape[-1]
     pad = (kernel_size - 1) // 2
+    # A few images at a time, so that their copies are still in cache when they are multiplied.
     block = max(b for b in range(1, n + 1) if n % b == 0 and (b == 1 or b * height * width <= _BLOCK_ROWS))
 
     def add(total, images):
         x, g = images
         x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-        patches = [
-            x[:, i : i + stride * height : stride, j : j + stride * width : stride]
-            for i in range(kernel_size)
-            for j in range(kernel_size)
-        ]
-        patches = jnp.concatenate(patches, axis=-1).reshape(-1, kernel_size**2 * channels)
-        return total + patches.T @ g.reshape(-1, features), None
+        sideways = [x[:, :, j : j + width] for j in range(kernel_size)]
+        up_and_down = [jnp.pad(g, ((0, 0), (i, 2 * pad - i), (0, 0), (0, 0))) for i in range(kernel_size)]
+        x = jnp.concatenate(sideways, axis=-1).reshape(-1, kernel_size * channels)
+        g = jnp.concatenate(up_and_down, axis=-1).reshape(-1, kernel_size * features)
+        return total + x.T @ g, None
 
     blocks = (x.reshape(-1, block, *x.shape[1:]), gradient.reshape(-1, block, *gradient.shape[1:]))
-    # Zero of the images' own sharding type, which a plain zeros() does not have under shard_map.
-    start = jnp.zeros((kernel_size**2 * channels, features), x.dtype)
-    start += 0 * gradient[0, 0, 0, 0]
-    total, _ = jax.lax.scan(add, start, blocks)
-    return total.reshape(kernel_size, kernel_size, channels, features)
+    total, _ = jax.lax.scan(add, jnp.zeros((kernel_size * channels, kernel_size * features), x.dtype), blocks)
+    return total.reshape(kernel_size, channels, kernel_size, features).transpose(2, 0, 1, 3)

@@ -87,10 +87,13 @@ class BatchNorm(nn.Module):
 
 
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns mean and (biased) variance of `[N, ..., C]` per channel."""
-    axes = tuple(range(x.ndim - 1))
-    mean = x.mean(axes)
-    return mean, jnp.square(x - mean).mean(axes)
+    """Returns mean and (biased) variance of `[N, ..., C]` per channel, in one pass over x."""
+    axes = tuple(range(1, x.ndim - 1))
+    n = x.size // x.shape[-1]
+    # Image by image first: short sums are exact enough for E[x^2] - E[x]^2, and XLA:CPU is twice as fast at them.
+    mean = x.sum(axes).sum(0) / n
+    square = jnp.square(x).sum(axes).sum(0) / n
+    return mean, jnp.maximum(square - jnp.square(mean), 0)
 
 
 def _pool(mean: jax.Array, var: jax.Array, x: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array, float]:

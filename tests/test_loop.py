@@ -128,7 +128,11 @@ def main_process(name, workdir, data_dir, *overrides):
     flags = [f'--config.{setting}' for setting in (*tiny, *every, *overrides)]
     command = (sys.executable, 'main.py', f'--config=configs/{name}.py', f'--workdir={workdir}')
     return subprocess.Popen(
-        (*command, f'--data_dir={data_dir}', *flags), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        (*command, f'--data_dir={data_dir}', *flags),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -168,9 +172,7 @@ def test_signal_finishes_the_step_saves_and_says_so(finished, number, data_dir, 
 
 
 @pytest.mark.parametrize('damage', ['truncated', 'bytes', 'missing'])
-def test_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
-    finished, damage, data_dir, tmp_path, caplog
-):
+def test_damaged_newest_checkpoint_is_reported_and_the_one_before_used(finished, damage, data_dir, tmp_path, caplog):
     name, settings, reference, _ = finished
     if name == 'supervised':
         pytest.skip('one method is enough')
@@ -186,7 +188,9 @@ def test_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
             file.write_bytes(content[: len(content) // 2])
         elif damage == 'bytes':
             middle = len(content) // 2
-            file.write_bytes(content[:middle] + bytes(b ^ 255 for b in content[middle : middle + 64]) + content[middle + 64 :])
+            file.write_bytes(
+                content[:middle] + bytes(b ^ 255 for b in content[middle : middle + 64]) + content[middle + 64 :]
+            )
         else:
             file.unlink()
     loop.run(settings, workdir, data_dir)

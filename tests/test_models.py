@@ -36,25 +36,24 @@ def test_convolution_equals_scipy(size, kernel_size, stride):
 
 
 @pytest.mark.parametrize('devices', [1, 2])
-@pytest.mark.parametrize(('n', 'size', 'kernel_size', 'stride'), [
-    (6, 8, 3, 1), (4, 32, 3, 1), (4, 40, 3, 2), (6, 7, 3, 2), (4, 8, 1, 1), (10, 8, 1, 2),
-])  # fmt: skip
-def test_blocked_weight_gradient_equals_xlas(n, size, kernel_size, stride, devices):
+@pytest.mark.parametrize(('n', 'size', 'kernel_size'), [(6, 8, 3), (4, 32, 3), (4, 40, 3), (6, 7, 5), (4, 8, 1)])
+def test_blocked_weight_gradient_equals_xlas(n, size, kernel_size, devices):
     x, kernel = random(n, size, size, 3), random(kernel_size, kernel_size, 3, 4, seed=1)
-    out = conv.conv(x, kernel, stride)
+    out = conv.conv(x, kernel)
     cotangent = random(*out.shape, seed=2)
-    expected = jax.vjp(lambda k: conv._xla_conv(x, k, stride), kernel)[1](cotangent)[0]
+    expected = jax.vjp(lambda k: conv._xla_conv(x, k, 1), kernel)[1](cotangent)[0]
     mesh = jax.make_mesh((devices,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh):
         x, cotangent = jax.device_put((x, cotangent), jax.NamedSharding(mesh, jax.P('data')))
-        actual = jax.jit(conv.weight_gradient, static_argnums=(2, 3))(x, cotangent, kernel_size, stride)
+        actual = jax.jit(conv.weight_gradient, static_argnums=2)(x, cotangent, kernel_size)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-def test_convolution_gradients_equal_finite_differences():
+@pytest.mark.parametrize('stride', [1, 2])
+def test_convolution_gradients_equal_finite_differences(stride):
     with jax.enable_x64(True):
         x, kernel = (random(*shape).astype(np.float64) for shape in ((2, 5, 5, 2), (3, 3, 2, 2)))
-        check_grads(lambda x, k: conv.conv(x, k, 2), (x, kernel), order=1, modes=['rev'])
+        check_grads(lambda x, k: conv.conv(x, k, stride), (x, kernel), order=1, modes=['rev'])
 
 
 def apply_norm(x, train, variables=None):
