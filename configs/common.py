@@ -4,6 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data.augment import Strong
 from errors import UserError, unknown
 
 
@@ -34,8 +35,8 @@ def base(data: str, labels: int) -> ConfigDict:
     of arXiv:2001.07685; github.com/google-research/fixmatch): K = 2^20 steps of 64 labeled and 7 * 64 unlabeled
     images. digits and fashion_mnist are our own small settings.
     """
-    if data not in _SETTINGS:
-        raise unknown('data set of this config', data, _SETTINGS)
+    if data not in DATA_SETS:
+        raise unknown('data set of this config', data, DATA_SETS)
     config = ConfigDict(
         {
             'seed': 0,
@@ -55,9 +56,16 @@ def base(data: str, labels: int) -> ConfigDict:
                 'mean': (0.5, 0.5, 0.5),
                 'std': (0.5, 0.5, 0.5),
                 'weak': {'flip': True, 'pad': 4},
-                'strong': {'protocol': 'google', 'translate': 10, 'cutout': 16},
+                'strong': {'protocol': 'google', 'translate': 10, 'cutout': 16, 'ops': Strong.ops},
             },
-            'model': {'name': 'wide_resnet', 'blocks': (4, 4, 4), 'width': 2, 'bn_momentum': 0.999},
+            'model': {
+                'name': 'wide_resnet',
+                'blocks': (4, 4, 4),
+                'width': 2,
+                'bn_momentum': 0.999,
+                'bn_epsilon': 1e-3,
+                'negative_slope': 0.1,
+            },
             'methods': {},
             'optimizer': {'learning_rate': 0.03, 'momentum': 0.9, 'weight_decay': 5e-4, 'cosine_cycles': 7 / 16},
             'ema_decay': 0.999,
@@ -66,12 +74,12 @@ def base(data: str, labels: int) -> ConfigDict:
             'checkpoint_steps': 4096,
         }
     )
-    config.update_from_flattened_dict(_SETTINGS[data])
+    config.update_from_flattened_dict(DATA_SETS[data])
     return config
 
 
 # What differs from the paper's CIFAR-10 recipe above.
-_SETTINGS = {
+DATA_SETS = {
     'cifar10': {},
     'cifar100': {'model.width': 8, 'optimizer.weight_decay': 1e-3},
     # The 73,257 training images without 'extra', as in the paper; digits are not mirrored.

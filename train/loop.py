@@ -42,8 +42,12 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
     mesh = mesh_lib.create(*sizes.values())
     folder = RunFolder(workdir, settings)
     if (finished := folder.read_json('result.json')) is not None:
+        print(f'{workdir} holds this very run, finished.')
         return finished
     folder.write_json('labels.json', streams.manifest)
+    counts = ', '.join(f'{len(indices)} {stream}' for stream, indices in streams.indices.items())
+    test = len(streams.held_out['test'][0])
+    print(f'{" + ".join(settings.methods)} on {settings.data.name}: {counts}, {test} test images -> {workdir}')
 
     def batch(step: int) -> step_lib.Batch:
         parts = {stream: streams.batch(stream, settings.seed, step, size) for stream, size in sizes.items()}
@@ -51,7 +55,9 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
 
     with _signals() as caught, jax.set_mesh(mesh), Checkpoints(workdir / 'checkpoints') as checkpoints:
         state = mesh_lib.put_replicated(mesh, jax.jit(functools.partial(step_lib.init, trainer))(batch(0)))
-        state = checkpoints.latest(like=state) or state
+        if (saved := checkpoints.latest(like=state)) is not None:
+            state = saved
+            print(f'Continuing after step {int(state.step)}.')
         folder.rewind(int(state.step))
         step_fn = jax.jit(functools.partial(step_lib.step, trainer), donate_argnums=0)
         evaluate = evaluation.create(trainer, mesh)
@@ -90,7 +96,7 @@ class _Log(contextlib.AbstractContextManager):
         self._mark = None  # (step, time) from which speed is measured
         # A terminal gets a live line, a log file one now and then.
         interval = 0.5 if sys.stderr.isatty() else 15
-        self._bar = tqdm(total=settings.steps, initial=start, unit='step', mininterval=interval, ncols=110)
+        self._bar = tqdm(total=settings.steps, initial=start, unit='step', mininterval=interval, ncols=120)
 
     def __exit__(self, *exception) -> None:
         self._bar.close()
@@ -133,13 +139,12 @@ class _Log(contextlib.AbstractContextManager):
 
 
 def _brief(row: dict[str, float | None]) -> str:
-    """The progress line's end: loss, mask rate, pseudo-label accuracy, images/s, as far as there are any."""
-    wanted = {'loss': 'loss', 'mask_rate': 'mask', 'pseudo_label_accuracy': 'pseudo', 'images_per_second': 'img/s'}
-    parts = []
-    for name, value in row.items():
-        short = wanted.get(name.split('/')[-1])
-        if short and value is not None and name != 'supervised/loss':
-            parts.append(f'{short} {value:.0f}' if value >= 100 else f'{short} {value:.3f}')
+    """Returns the end of the progress line: loss, mask rate, pseudo-label accuracy and images/s, as far as known."""
+    short = {'mask_rate': 'mask', 'pseudo_label_accuracy': 'pseudo-label acc'}
+    named = {short[name.split('/')[-1]]: value for name, value in row.items() if name.split('/')[-1] in short}
+    parts = [f'{name} {value:.3f}' for name, value in ({'loss': row['loss']} | named).items() if value is not None]
+    if 'images_per_second' in row:
+        parts.append(f'{row["images_per_second"]:.0f} img/s')
     return ', '.join(parts)
 
 

@@ -8,7 +8,6 @@ import sys
 import jax
 from absl import logging
 
-
 # Huge pages for a step's activations, and freed memory kept for the next step: glibc reads this at start only.
 _TUNABLES = 'glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=68719476736'
 

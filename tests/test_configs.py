@@ -1,0 +1,149 @@
+"""Config files: complete, overridable, faithful to the papers, and runnable on mock data."""
+
+import dataclasses
+import pathlib
+
+import ml_collections
+import pytest
+import tensorflow_datasets as tfds
+
+import methods
+import models
+from configs import common, fixmatch, supervised
+from data.augment import Strong, Weak
+from errors import UserError
+from train import loop
+from train import settings as settings_lib
+
+CONFIGS = {'fixmatch': fixmatch, 'supervised': supervised}
+
+
+def test_every_config_file_is_tested_here():
+    files = {path.stem for path in pathlib.Path(common.__file__).parent.glob('*.py')}
+    assert files - {'common', '__init__'} == CONFIGS.keys()
+
+
+def names(cls, *but):
+    return {f.name for f in dataclasses.fields(cls) if f.init} - set(but)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('data', common.DATA_SETS)
+def test_every_setting_is_there_to_be_overridden(name, data):
+    config = CONFIGS[name].get_config(f'{data},labels=100')
+    assert config.is_locked
+    assert set(config) == names(settings_lib.Settings)
+    assert set(config.data) == names(settings_lib.Data)
+    assert set(config.optimizer) == names(settings_lib.Optimizer)
+    assert set(config.data.weak) == names(Weak)
+    assert set(config.data.strong) == names(Strong) - names(Weak)
+    module = models.MODELS[config.model.name]
+    assert set(config.model) == names(module, 'parent', 'num_classes')
+    for method, fields in config.methods.items():
+        assert set(fields) == names(type(methods.create(method, {})))
+    assert settings_lib.from_config(config).data.labels == 100
+
+
+@pytest.mark.parametrize(
+    ('data', 'labels', 'expected'),
+    [
+        ('cifar10', 40, {'data.name': 'cifar10', 'model.width': 2, 'optimizer.weight_decay': 5e-4}),
+        ('cifar100', 400, {'model.width': 8, 'optimizer.weight_decay': 1e-3, 'data.weak.flip': True}),
+        ('svhn', 250, {'data.name': 'svhn_cropped', 'data.weak.flip': False, 'data.label_protocol': 'proportional'}),
+        ('stl10', 1000, {'data.unlabeled_split': 'unlabelled', 'data.weak.pad': 12, 'model.blocks': (4, 4, 4, 4)}),
+    ],
+)
+def test_paper_scale_settings_are_the_papers(data, labels, expected):
+    config = fixmatch.get_config(f'{data},labels={labels}')
+    paper = {
+        'steps': 2**20,
+        'batch_size': 64,
+        'data.unlabeled_ratio': 7,
+        'data.labels': labels,
+        'data.mean': (0.5, 0.5, 0.5),
+        'data.std': (0.5, 0.5, 0.5),
+        'data.strong.protocol': 'google',
+        'data.strong.translate': 10,
+        'data.strong.cutout': 16,
+        'model.bn_momentum': 0.999,
+        'model.bn_epsilon': 1e-3,
+        'model.negative_slope': 0.1,
+        'methods.fixmatch.threshold': 0.95,
+        'methods.fixmatch.weight': 1.0,
+        'methods.fixmatch.weak_batch_norm': 'joint',
+        'methods.supervised.weight': 1.0,
+        'optimizer.learning_rate': 0.03,
+        'optimizer.momentum': 0.9,
+        'optimizer.cosine_cycles': 7 / 16,
+        'ema_decay': 0.999,
+    }
+    for key, value in (paper | expected).items():
+        assert config[key.split('.')[0]] is not None
+        node = config
+        for part in key.split('.'):
+            node = node[part]
+        assert node == value, key
+    assert len(config.data.strong.ops) == 14
+
+
+def test_fixmatch_and_its_baseline_differ_in_the_methods_only():
+    for data in common.DATA_SETS:
+        pair = [module.get_config(data).to_dict() for module in CONFIGS.values()]
+        assert [config.pop('methods').keys() for config in pair] == [{'supervised', 'fixmatch'}, {'supervised'}]
+        assert pair[0] == pair[1]
+
+
+@pytest.mark.parametrize(
+    ('arg', 'message'),
+    [
+        ('cifar11', "Unknown data set of this config 'cifar11'. Did you mean 'cifar10'"),
+        ('cifar10,label=4', "Unknown config argument 'label'. Did you mean 'labels'"),
+        ('cifar10,labels=many', "labels='many' is not of type int"),
+        ('cifar10,40', "Unknown config argument '40'"),
+    ],
+)
+def test_mistakes_in_the_argument_are_named(arg, message):
+    with pytest.raises(UserError) as error:
+        fixmatch.get_config(arg)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'stepz': 1}, "Unknown setting 'stepz'. Did you mean 'steps'"),
+        ({'data.lables': 1}, "Unknown setting of data 'lables'. Did you mean 'labels'"),
+        ({'optimizer.learning_rat': 1}, "Did you mean 'learning_rate'"),
+        ({'steps': 0}, 'steps must be at least 1'),
+        ({'seed': -1}, 'seed must be in'),
+        ({'methods': {}}, 'methods is empty'),
+        ({'data.validation': 10, 'checkpoint_steps': 7, 'eval_steps': 3}, 'checkpoint_steps must be a multiple'),
+    ],
+)
+def test_a_key_that_nothing_reads_or_a_value_out_of_range_is_an_error(change, message):
+    config = fixmatch.get_config().unlock()
+    for key, value in change.items():
+        node, _, leaf = key.rpartition('.')
+        (config[node] if node else config)[leaf] = ml_collections.ConfigDict(value) if value == {} else value
+    with pytest.raises(UserError) as error:
+        settings_lib.from_config(config)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(('data', 'size'), [('cifar100', 32), ('svhn', 32), ('stl10', 96)])
+def test_large_settings_run_on_mock_data(data, size, tmp_path):
+    config = fixmatch.get_config(f'{data},labels=100')
+    config.update_from_flattened_dict(
+        {
+            'steps': 2,
+            'batch_size': 2,
+            'data.unlabeled_ratio': 1,
+            'data.label_protocol': 'proportional',  # mock data has classes without examples
+            'model.blocks': (1,),
+            'model.width': 1,
+        }
+    )
+    with tfds.testing.mock_data(num_examples=120):
+        result = loop.run(settings_lib.from_config(config), tmp_path / 'run', str(tmp_path / 'data'))
+    assert result['protocol']['data'] == config.data.name
+    assert 0 <= result['test_accuracy']['last'] <= 1
