@@ -37,32 +37,41 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
     """
     streams = Streams.load(settings, data_dir)
     trainer = step_lib.Trainer.create(settings, streams.num_classes)
+    with RunFolder(workdir, settings) as folder:
+        if (finished := folder.read_json('result.json')) is not None:
+            print(f'{workdir} holds this very run, finished.')
+            return finished
+        folder.write_json('labels.json', streams.manifest)
+        counts = ', '.join(f'{len(indices)} {stream}' for stream, indices in streams.indices.items())
+        test = len(streams.held_out['test'][0])
+        print(f'{" + ".join(settings.methods)} on {settings.data.name}: {counts}, {test} test images -> {workdir}')
+        state = _train(trainer, streams, folder)
+        folder.write_json('result.json', result.summarise(settings, folder.rows(), trainer, state))
+        return folder.read_json('result.json')
+
+
+def _train(trainer: step_lib.Trainer, streams: Streams, folder: RunFolder) -> step_lib.TrainState:
+    """Makes the steps that are left, with their evaluations and checkpoints, and returns the last state."""
+    settings = trainer.settings
     sizes = {'labeled': settings.batch_size, 'unlabeled': settings.batch_size * settings.data.unlabeled_ratio}
     sizes = {stream: sizes[stream] for stream in trainer.streams}
     mesh = mesh_lib.create(*sizes.values())
-    folder = RunFolder(workdir, settings)
-    if (finished := folder.read_json('result.json')) is not None:
-        print(f'{workdir} holds this very run, finished.')
-        return finished
-    folder.write_json('labels.json', streams.manifest)
-    counts = ', '.join(f'{len(indices)} {stream}' for stream, indices in streams.indices.items())
-    test = len(streams.held_out['test'][0])
-    print(f'{" + ".join(settings.methods)} on {settings.data.name}: {counts}, {test} test images -> {workdir}')
 
     def batch(step: int) -> step_lib.Batch:
         parts = {stream: streams.batch(stream, settings.seed, step, size) for stream, size in sizes.items()}
         return mesh_lib.put_batch(mesh, parts)
 
-    with _signals() as caught, jax.set_mesh(mesh), Checkpoints(workdir / 'checkpoints') as checkpoints:
+    with _signals() as caught, jax.set_mesh(mesh), Checkpoints(folder.path / 'checkpoints') as checkpoints:
         state = mesh_lib.put_replicated(mesh, jax.jit(functools.partial(step_lib.init, trainer))(batch(0)))
         if (saved := checkpoints.latest(like=state)) is not None:
             state = saved
             print(f'Continuing after step {int(state.step)}.')
-        folder.rewind(int(state.step))
+        start = int(state.step)
+        folder.rewind(start)
         step_fn = jax.jit(functools.partial(step_lib.step, trainer), donate_argnums=0)
         evaluate = evaluation.create(trainer, mesh)
-        with _Log(folder, settings, sum(sizes.values()), int(state.step)) as log:
-            for done in range(int(state.step) + 1, settings.steps + 1):
+        with _Log(folder, settings, sum(sizes.values()), start) as log:
+            for done in range(start + 1, settings.steps + 1):
                 state, metrics = step_fn(state, batch(done - 1))
                 log.step(done, metrics)
                 last = done == settings.steps
@@ -78,9 +87,8 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
                     checkpoints.save(done, state, scores.get('validation_accuracy'))
                 if caught and not last:
                     checkpoints.wait()
-                    raise Interrupted(caught[0], done, workdir)
-    folder.write_json('result.json', result.summarise(settings, folder.rows(), trainer, state))
-    return folder.read_json('result.json')
+                    raise Interrupted(caught[0], done, folder.path)
+        return state
 
 
 class _Log(contextlib.AbstractContextManager):

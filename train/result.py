@@ -35,7 +35,7 @@ def summarise(settings: Settings, rows: list[dict[str, Any]], trainer: Trainer, 
         },
         'evaluations': len(test),
         'protocol': {
-            'methods': sorted(settings.methods),
+            'methods': settings.methods,
             'data': settings.data.name,
             'labels': settings.data.labels,
             'label_protocol': settings.data.manifest or settings.data.label_protocol,

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -20,8 +21,8 @@ def default(settings: Settings) -> pathlib.Path:
     return pathlib.Path('runs') / f'{methods}-{settings.data.name}-{settings.data.labels}-{digest}'
 
 
-class RunFolder:
-    """One run's files. Every file is written whole or, metrics.jsonl, a whole line at a time."""
+class RunFolder(contextlib.AbstractContextManager):
+    """One run's files, kept for one process. Each is written whole or, metrics.jsonl, a whole line at a time."""
 
     def __init__(self, path: pathlib.Path, settings: Settings):
         """Makes the folder, or opens that of the same run.
@@ -32,16 +33,22 @@ class RunFolder:
         wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if (path / 'config.json').exists():
-                self._check_same(json.loads((path / 'config.json').read_text()), wanted)
-            else:
+            self._lock = open(path / '.lock', 'w')  # noqa: SIM115 - held as long as the run goes on
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (found := self.read_json('config.json')) is None:
                 self.write_json('config.json', wanted)
-            with open(path / 'metrics.jsonl', 'a'):
-                pass
+            else:
+                self._check_same(found, wanted)
+            (path / 'metrics.jsonl').touch()
+        except BlockingIOError as error:
+            raise UserError(
+                f'Another process is at work in {path}. Wait for it or choose another --workdir.'
+            ) from error
         except OSError as error:
             raise UserError(f'Cannot write to {path}: {error.strerror}. Choose another --workdir.') from error
-        except json.JSONDecodeError as error:
-            raise UserError(f'{path}/config.json is damaged. Choose another --workdir.') from error
+
+    def __exit__(self, *exception) -> None:
+        self._lock.close()
 
     def _check_same(self, found: dict, wanted: dict) -> None:
         found, wanted = _flat(found), _flat(wanted)
@@ -51,15 +58,17 @@ class RunFolder:
             raise UserError(f'{self.path} holds a run with other settings ({diff}). Choose another --workdir.')
 
     def write_json(self, name: str, value: Any) -> None:
-        """Writes a JSON file in one piece: a reader sees the old content or the new."""
-        temporary = self.path / f'.{name}.{os.getpid()}'
-        temporary.write_text(json.dumps(value, indent=2) + '\n')
-        os.replace(temporary, self.path / name)
+        """Writes a JSON file."""
+        self._write(name, json.dumps(value, indent=2) + '\n')
 
     def read_json(self, name: str) -> Any | None:
-        """Returns the content of a JSON file, None where there is none."""
-        with contextlib.suppress(FileNotFoundError):
+        """Returns the content of a JSON file, None where there is none. Raises UserError where it is damaged."""
+        try:
             return json.loads((self.path / name).read_text())
+        except FileNotFoundError:
+            return None
+        except json.JSONDecodeError as error:
+            raise UserError(f'{self.path / name} is damaged: {error}. Choose another --workdir.') from error
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a row to metrics.jsonl."""
@@ -77,9 +86,13 @@ class RunFolder:
     def rewind(self, step: int) -> None:
         """Drops the rows after `step`: a resumed run writes them again."""
         rows = [json.dumps(row) + '\n' for row in self.rows() if row['step'] <= step]
-        temporary = self.path / f'.metrics.jsonl.{os.getpid()}'
-        temporary.write_text(''.join(rows))
-        os.replace(temporary, self.path / 'metrics.jsonl')
+        self._write('metrics.jsonl', ''.join(rows))
+
+    def _write(self, name: str, text: str) -> None:
+        # In one piece: whoever reads it, or is killed here, finds the old content or the new.
+        temporary = self.path / f'.{name}.new'
+        temporary.write_text(text)
+        os.replace(temporary, self.path / name)
 
 
 def _flat(tree: dict, prefix: str = '') -> dict[str, Any]:

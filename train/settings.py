@@ -62,9 +62,7 @@ class Settings:
         if not 0 <= self.seed < 2**31:
             raise UserError(f'seed must be in [0, 2^31), not {self.seed}.')
         if self.data.validation and self.checkpoint_steps % self.eval_steps:
-            raise UserError(
-                'checkpoint_steps must be a multiple of eval_steps: validation selects the best checkpoint.'
-            )
+            raise UserError('checkpoint_steps must be a multiple of eval_steps where a validation part is used.')
         if not self.methods:
             raise UserError('methods is empty: name at least one, such as methods.supervised.')
 
