@@ -1,6 +1,19 @@
 """FixMatch (Sohn et al. 2020, arXiv:2001.07685) with RandAugment.
 
-python main.py --config=configs/fixmatch.py
+    python main.py --config=configs/fixmatch.py                              digits, 20 labels
+    python main.py --config=configs/fixmatch.py:fashion_mnist,labels=40
+    python main.py --config=configs/fixmatch.py:cifar10,labels=40            or 250, 4000
+    python main.py --config=configs/fixmatch.py:cifar100,labels=400          or 2500, 10000
+    python main.py --config=configs/fixmatch.py:svhn,labels=40               or 250, 1000
+    python main.py --config=configs/fixmatch.py:stl10,labels=1000
+
+Measured here: see 'Results on digits' in the README.
+
+The paper's (not ours; table 2, FixMatch (RA), error in %, mean and standard deviation over 5 folds, median of the last
+20 checkpoints, EMA): CIFAR-10 13.81±3.37, 5.07±.65, 4.26±.05 with 40, 250, 4000 labels; CIFAR-100 (WRN-28-8)
+48.85±1.75, 28.29±.11, 22.60±.12 with 400, 2500, 10000; SVHN without 'extra' 3.96±2.17, 2.48±.38, 2.28±.11 with 40, 250,
+1000; STL-10 7.98±1.50 with 1000. Their cost, as others report it on one GPU: 6 h to 4 days for 2^20 steps on CIFAR-10.
+No paper-scale run of this code has been made yet.
 """
 
 from ml_collections import ConfigDict
@@ -12,6 +25,8 @@ def get_config(arg: str = '') -> ConfigDict:
     """Returns the settings for 'DATA,labels=N'."""
     arg = common.parse_arg(arg, data='digits', labels=20)
     config = common.base(**arg)
+    # The cheaper policy where a run has to fit a laptop; the official code's at the paper's scale.
+    policy = 'no_grad' if arg['data'] in common.SMALL else 'joint'
     config.methods.supervised = {'weight': 1.0}
-    config.methods.fixmatch = {'threshold': 0.95, 'weight': 1.0, 'weak_batch_norm': 'joint'}
+    config.methods.fixmatch = {'threshold': 0.95, 'weight': 1.0, 'weak_batch_norm': policy}
     return config.lock()
