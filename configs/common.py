@@ -112,7 +112,7 @@ DATA_SETS = {
         'data.std': (0.5,),
         'data.weak.flip': False,
         'data.weak.pad': 1,
-        'data.strong.translate': 3,
+        'data.strong.translate': 2,
         'data.strong.cutout': 4,
         'model.blocks': (1, 1, 1),
         'model.bn_momentum': 0.99,
