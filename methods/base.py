@@ -12,6 +12,7 @@ import jax
 # Batch-norm policies of a view. Published methods differ exactly here, so each method states its own.
 JOINT = 'joint'  # in the joint batch: shares its statistics, gradient flows through everything
 NO_GRAD = 'no_grad'  # normalised with the joint batch's statistics without entering them; no backward pass
+POLICIES = (JOINT, NO_GRAD)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -138,13 +138,14 @@ def main_process(name, workdir, data_dir, *overrides):
     )
 
 
-def test_sigkill_at_a_random_moment_loses_nothing_but_steps(finished, data_dir, tmp_path):
+@pytest.mark.parametrize('moment', ['4', '8.orbax-checkpoint-tmp'])
+def test_sigkill_loses_nothing_but_steps_even_during_a_save(finished, moment, data_dir, tmp_path):
     name, settings, reference, _ = finished
     workdir = tmp_path / 'run'
     process = main_process(name, workdir, data_dir)
-    while not (workdir / 'checkpoints' / '4').exists() and process.poll() is None:
-        time.sleep(0.005)
-    time.sleep(random.uniform(0, 0.2))
+    while not (workdir / 'checkpoints' / moment).exists() and process.poll() is None:
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.1))
     process.kill()
     process.wait()
     again = main_process(name, workdir, data_dir)
@@ -213,12 +214,16 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(make_sett
 
 
 def test_selection_is_by_validation_and_never_by_test(make_settings, data_dir, tmp_path):
-    settings = make_settings('supervised', **{'data.validation': 100, 'eval_steps': 2})
+    settings = make_settings('supervised', **{'data.validation': 100, 'eval_steps': 2, 'checkpoint_steps': 2})
     result = loop.run(settings, tmp_path / 'run', data_dir)
     evaluations = rows(tmp_path / 'run', 'test_accuracy')
     validation = [row['validation_accuracy'] for row in evaluations]
     best = evaluations[validation.index(max(validation))]
     assert result['test_accuracy']['selected'] == best['test_accuracy']
+    kept = {int(path.name) for path in (tmp_path / 'run' / 'checkpoints').iterdir() if path.name.isdigit()}
+    assert max(validation) == max(row['validation_accuracy'] for row in evaluations if row['step'] in kept)
+    assert {10, 12} <= kept
+    assert len(kept) <= 3
     manifest = json.loads((tmp_path / 'run' / 'labels.json').read_text())
     streams = Streams.load(settings, data_dir)
     assert len(manifest['validation']) == 100

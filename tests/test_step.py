@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from errors import UserError
 from models.conv import conv
 from train import mesh as mesh_lib
 from train import optimizer
@@ -120,6 +121,11 @@ def test_true_classes_of_unlabeled_images_reach_nothing_but_the_log(start):
 def test_supervised_reads_no_unlabeled_image(start):
     trainer, _, batch = start('supervised')
     assert trainer.streams == list(batch) == ['labeled']
+
+
+def test_unknown_batch_norm_policy_is_named(start):
+    with pytest.raises(UserError, match=r"Unknown batch-norm policy 'no-grad'\. Did you mean 'no_grad'"):
+        start(**{'methods.fixmatch.weak_batch_norm': 'no-grad'})
 
 
 @pytest.mark.parametrize('policy', ['joint', 'no_grad'])
@@ -246,3 +252,10 @@ def test_metrics_are_means_since_the_last_logged_step(start):
     assert [float(w[1]) for w in window] == [1, 2, 1, 2]
     np.testing.assert_allclose(window[1][0], singles[0] + singles[1], rtol=1e-5)
     np.testing.assert_allclose(window[3][0], singles[2] + singles[3], rtol=1e-5)
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_uses_fewer(caplog):
+    assert mesh_lib.create(4, 28).size == 2
+    assert not caplog.records
+    assert mesh_lib.create(3, 21).size == 1
+    assert 'Using 1 of 2 devices' in caplog.text

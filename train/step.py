@@ -13,8 +13,8 @@ import optax
 import methods
 import models
 from data import augment
-from errors import build
-from methods.base import JOINT, Inputs, Method
+from errors import build, unknown
+from methods.base import JOINT, POLICIES, Inputs, Method
 from train import optimizer
 from train.settings import Settings
 
@@ -67,6 +67,8 @@ class Trainer:
         views: dict[str, str] = {}
         for method in self.methods.values():
             for view, policy in method.views().items():
+                if policy not in POLICIES:
+                    raise unknown('batch-norm policy', policy, POLICIES)
                 views[view] = JOINT if JOINT in (policy, views.get(view)) else policy
         return views
 

@@ -1,0 +1,49 @@
+"""The command line: every mistake is one line that says what to do, and a non-zero exit."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        ([], 'Say what to run, --config=FILE, such as configs/fixmatch.py'),
+        (
+            ['--config=configs/fixmtch.py'],
+            "Unknown config file 'configs/fixmtch.py'. Did you mean 'configs/fixmatch.py'",
+        ),
+        (['--config=configs/fixmatch.py:cifr10'], "Unknown data set of this config 'cifr10'. Did you mean 'cifar10'"),
+        (['--config=configs/fixmatch.py', '--config.stepz=3'], "Unknown setting 'stepz'. Did you mean 'steps'"),
+        (
+            ['--config=configs/fixmatch.py', '--config.methods.fixmatch.treshold=1'],
+            "Unknown setting 'treshold'. Did you mean 'threshold'",
+        ),
+        (['--config=configs/fixmatch.py', '--config.steps=many'], '--config.steps=many'),
+        (['--config=configs/fixmatch.py', 'digits'], 'Unexpected argument digits'),
+        (
+            ['--config=configs/fixmatch.py', '--config.data.name=digit'],
+            "Unknown data set 'digit'. Did you mean 'digits'",
+        ),
+        (['--config=configs/fixmatch.py', '--config.data.label_protocol=fair'], "Unknown label protocol 'fair'"),
+        (['--config=configs/fixmatch.py', '--config.data.strong.protocol=gogle'], "Did you mean 'google'"),
+        (['--config=configs/fixmatch.py', '--config.model.name=resnet'], "Unknown model 'resnet'"),
+        (['--config=configs/fixmatch.py:labels=2000'], 'class 0'),
+        (['--config=configs/fixmatch.py:cifar10'], 'python -m data.prepare cifar10'),
+        (['--config=configs/fixmatch.py', '--workdir=/proc/run'], 'Cannot write to /proc/run'),
+    ],
+)
+def test_mistakes_are_one_line(flags, message, data_dir, tmp_path):
+    workdir = [] if any('--workdir' in flag for flag in flags) else [f'--workdir={tmp_path / "run"}']
+    command = (sys.executable, 'main.py', *flags, f'--data_dir={data_dir}', *workdir)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith('error: ')
+    assert message in lines[0]
+    assert not (tmp_path / 'run').exists()
