@@ -1,6 +1,7 @@
 """The convolution under every network: XLA's own, with a faster weight gradient on CPUs."""
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,18 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
     The explicit padding is PyTorch's; XLA's 'SAME' would shift strided convolutions by a pixel.
     """
-    return (_cpu_conv if jax.default_backend() == 'cpu' else _xla_conv)(x, kernel, stride)
+    return (blocked_conv if _blocked_is_faster() else xla_conv)(x, kernel, stride)
 
 
-def _xla_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+@functools.cache
+def _blocked_is_faster() -> bool:
+    # XLA:CPU is slow at weight gradients, but no longer where it has AVX-512 (benchmarks.step compares the two).
+    cpuinfo = pathlib.Path('/proc/cpuinfo')
+    return jax.default_backend() == 'cpu' and not (cpuinfo.exists() and 'avx512f' in cpuinfo.read_text())
+
+
+def xla_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """The same, with XLA's own gradients."""
     pad = (kernel.shape[0] - 1) // 2
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
@@ -25,23 +34,24 @@ def _xla_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _cpu_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return _xla_conv(x, kernel, stride)
+def blocked_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """The same, with `weight_gradient` where it applies."""
+    return xla_conv(x, kernel, stride)
 
 
 def _forward(x, kernel, stride):
-    return _xla_conv(x, kernel, stride), (x, kernel)
+    return xla_conv(x, kernel, stride), (x, kernel)
 
 
 def _backward(stride, residuals, gradient):
     x, kernel = residuals
-    _, vjp = jax.vjp(lambda x, kernel: _xla_conv(x, kernel, stride), x, kernel)
+    _, vjp = jax.vjp(lambda x, kernel: xla_conv(x, kernel, stride), x, kernel)
     if stride > 1:
         return vjp(gradient)
     return vjp(gradient)[0], weight_gradient(x, gradient, kernel.shape[0])
 
 
-_cpu_conv.defvjp(_forward, _backward)
+blocked_conv.defvjp(_forward, _backward)
 
 
 def weight_gradient(x: jax.Array, gradient: jax.Array, kernel_size: int) -> jax.Array:

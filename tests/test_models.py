@@ -41,7 +41,7 @@ def test_blocked_weight_gradient_equals_xlas(n, size, kernel_size, devices):
     x, kernel = random(n, size, size, 3), random(kernel_size, kernel_size, 3, 4, seed=1)
     out = conv.conv(x, kernel)
     cotangent = random(*out.shape, seed=2)
-    expected = jax.vjp(lambda k: conv._xla_conv(x, k, 1), kernel)[1](cotangent)[0]
+    expected = jax.vjp(lambda k: conv.xla_conv(x, k, 1), kernel)[1](cotangent)[0]
     mesh = jax.make_mesh((devices,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh):
         x, cotangent = jax.device_put((x, cotangent), jax.NamedSharding(mesh, jax.P('data')))
@@ -49,11 +49,12 @@ def test_blocked_weight_gradient_equals_xlas(n, size, kernel_size, devices):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize('convolution', [conv.xla_conv, conv.blocked_conv])
 @pytest.mark.parametrize('stride', [1, 2])
-def test_convolution_gradients_equal_finite_differences(stride):
+def test_convolution_gradients_equal_finite_differences(convolution, stride):
     with jax.enable_x64(True):
         x, kernel = (random(*shape).astype(np.float64) for shape in ((2, 5, 5, 2), (3, 3, 2, 2)))
-        check_grads(lambda x, k: conv.conv(x, k, stride), (x, kernel), order=1, modes=['rev'])
+        check_grads(lambda x, k: convolution(x, k, stride), (x, kernel), order=1, modes=['rev'])
 
 
 def apply_norm(x, train, variables=None):
