@@ -5,7 +5,7 @@
 A step is B labeled, 7 B weak and 7 B strong 32x32x3 images through the network, forward and backward, SGD with
 Nesterov momentum and EMA. Ours also augments the images in the step; PyTorch gets them ready-made, on all cores,
 in channels_last. Ours comes with both policies for the weak view (methods/fixmatch.py) and both weight gradients
-of models/conv.py, which takes the one that suits the CPU. Every contestant has a process of its own, as a training
+of models/conv.py, of which a CPU gets the blocked one. Every contestant has a process of its own, as a training
 run has, PyTorch with this Python or that of --torch_python, so that it needs no place in the requirements. Rounds of
 the contestants alternate, each figure is the median over them, each ratio the median of the ratios within a round.
 """

@@ -1,7 +1,6 @@
 """The convolution under every network: XLA's own, with a faster weight gradient on CPUs."""
 
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +14,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
     The explicit padding is PyTorch's; XLA's 'SAME' would shift strided convolutions by a pixel.
     """
-    return (blocked_conv if _blocked_is_faster() else xla_conv)(x, kernel, stride)
-
-
-@functools.cache
-def _blocked_is_faster() -> bool:
-    # XLA:CPU is slow at weight gradients, but no longer where it has AVX-512 (benchmarks.step compares the two).
-    cpuinfo = pathlib.Path('/proc/cpuinfo')
-    return jax.default_backend() == 'cpu' and not (cpuinfo.exists() and 'avx512f' in cpuinfo.read_text())
+    return (blocked_conv if jax.default_backend() == 'cpu' else xla_conv)(x, kernel, stride)
 
 
 def xla_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -57,7 +49,7 @@ blocked_conv.defvjp(_forward, _backward)
 def weight_gradient(x: jax.Array, gradient: jax.Array, kernel_size: int) -> jax.Array:
     """The gradient of `conv` with stride 1 in its kernel, as a sum of cache-sized matrix products.
 
-    XLA:CPU makes it a convolution whose kernel is the whole feature map, at half the speed of other convolutions.
+    XLA:CPU makes it a convolution whose kernel is the whole feature map, at a fraction of the speed of others.
     A matrix product needs k * k shifted copies of the images. Shifting the images sideways and the gradient up and
     down takes k copies of each instead, and makes both sides of the product wide.
 
