@@ -19,5 +19,6 @@ def create(name: str, hyperparameters: Mapping[str, Any]) -> Method:
     if name not in names():
         raise unknown('method', name, names())
     module = importlib.import_module(f'methods.{name}')
-    (cls,) = (c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__)
+    found = (c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Method))
+    (cls,) = (c for c in found if c.__module__ == module.__name__)
     return build(cls, f'hyper-parameter of {name}', hyperparameters)

@@ -118,6 +118,17 @@ def test_true_classes_of_unlabeled_images_reach_nothing_but_the_log(start):
     assert metrics[name][0] + other_metrics[name][0] <= metrics[name][1]  # no guess is right both times
 
 
+def test_images_whose_class_nobody_knows_do_not_count_in_pseudo_label_accuracy(start):
+    trainer, state, batch = start(**{'methods.fixmatch.threshold': 0.0})
+    _, known = run_step(trainer, state, batch)
+    labels = np.where(np.arange(8) < 3, batch['unlabeled']['labels'], -1).astype(np.int32)
+    _, partly = run_step(trainer, state, {**batch, 'unlabeled': {**batch['unlabeled'], 'labels': labels}})
+    for name in ('fixmatch/pseudo_label_accuracy', 'fixmatch/pseudo_label_accuracy_all'):
+        assert known[name][1] == 8
+        assert partly[name][1] == 3
+        assert partly[name][0] <= known[name][0]
+
+
 def test_supervised_reads_no_unlabeled_image(start):
     trainer, _, batch = start('supervised')
     assert trainer.streams == list(batch) == ['labeled']

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 
 import jax
@@ -13,14 +14,17 @@ from train.step import TrainState
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-    """The checkpoints of one run: the two latest, and the best by validation accuracy where there is one.
+    """The checkpoints of one run: the two latest, and of all saved ones the best by validation accuracy.
 
     Two, so that a damaged newest one costs the steps since the one before and not the run.
     """
 
     def __init__(self, directory: pathlib.Path):
         policies = ocp.training.preservation_policies
-        best = policies.BestN(get_metric_fn=lambda m: m['validation_accuracy'], n=1)
+        best = policies.BestN(
+            get_metric_fn=lambda m: m['validation_accuracy'], n=1, keep_checkpoints_without_metrics=False
+        )
+        _set_aside_unreadable(directory)
         self._checkpointer = ocp.training.Checkpointer(
             directory.resolve(),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -62,6 +66,17 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def __exit__(self, *exception) -> None:
         self._checkpointer.close()
+
+
+def _set_aside_unreadable(directory: pathlib.Path) -> None:
+    """Renames checkpoints whose metrics cannot be parsed: orbax reads those of all of them before anything else."""
+    for metrics in directory.glob('[0-9]*/metrics/metrics'):
+        try:
+            json.loads(metrics.read_text())
+        except ValueError:
+            folder = metrics.parents[1]
+            logging.warning('Checkpoint %s cannot be read, trying the one before: its metrics are damaged', folder.name)
+            folder.rename(folder.with_name(f'damaged-{folder.name}'))
 
 
 def _as_dict(state: TrainState) -> dict:

@@ -41,6 +41,8 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
         if (finished := folder.read_json('result.json')) is not None:
             print(f'{workdir} holds this very run, finished.')
             return finished
+        if folder.read_json('labels.json') not in (None, streams.manifest):
+            raise UserError(f'{workdir} was begun with other labels or images. Choose another --workdir.')
         folder.write_json('labels.json', streams.manifest)
         counts = ', '.join(f'{len(indices)} {stream}' for stream, indices in streams.indices.items())
         test = len(streams.held_out['test'][0])
@@ -104,7 +106,7 @@ class _Log(contextlib.AbstractContextManager):
         self._mark = None  # (step, time) from which speed is measured
         # A terminal gets a live line, a log file one now and then.
         interval = 0.5 if sys.stderr.isatty() else 15
-        self._bar = tqdm(total=settings.steps, initial=start, unit='step', mininterval=interval, ncols=120)
+        self._bar = tqdm(total=settings.steps, initial=start, unit='step', mininterval=interval, dynamic_ncols=True)
 
     def __exit__(self, *exception) -> None:
         self._bar.close()
@@ -119,16 +121,17 @@ class _Log(contextlib.AbstractContextManager):
         if self._pending is None:
             return
         (done, metrics), self._pending = self._pending, None
-        if not all(math.isfinite(metrics[name][0]) for name in ('loss', 'gradient_norm')):
+        metrics = jax.device_get(metrics)
+        if not all(math.isfinite(metrics[name][0]) for name in ('loss', 'gradient_norm', 'parameter_norm')):
             raise UserError(
-                f'The loss or its gradient is not finite at step {done}. The last checkpoint in '
-                f'{self._folder.path} is from before. Lower optimizer.learning_rate or look at metrics.jsonl.'
+                f'Loss, gradient or parameters are not finite at step {done}. Nothing of that step is saved in '
+                f'{self._folder.path}; start a new --workdir with a lower optimizer.learning_rate.'
             )
         self._bar.update()
         if self._mark is None:  # the first step of a process compiles
             self._mark = done, time.monotonic()
         if done % self._settings.log_steps == 0 or done == self._settings.steps:
-            row = {name: float(s / n) if n else None for name, (s, n) in jax.device_get(metrics).items()}
+            row = {name: float(s / n) if n else None for name, (s, n) in metrics.items()}
             if done > self._mark[0]:
                 steps, seconds = done - self._mark[0], time.monotonic() - self._mark[1]
                 row['images_per_second'] = steps * self._images_per_step / seconds

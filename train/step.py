@@ -128,17 +128,21 @@ def _update(trainer: Trainer, state: TrainState, batch: Batch) -> tuple[TrainSta
     params = optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, updates))
     ema_params = optax.incremental_update(params, state.ema_params, 1 - settings.ema_decay)
 
-    norm = optax.tree.norm(gradient)
-    metrics = {'loss': _mean(loss), 'gradient_norm': _mean(norm), 'learning_rate': _mean(rate)}
+    metrics = {
+        'loss': _mean(loss),
+        'gradient_norm': _mean(optax.tree.norm(gradient)),
+        'parameter_norm': _mean(optax.tree.norm(params)),
+        'learning_rate': _mean(rate),
+    }
     for name, result in losses.items():
         metrics |= {f'{name}/{key}': _mean(value) for key, value in result.metrics.items()}
         if result.pseudo_labels is not None:
             # The only use of the unlabeled stream's true classes, after the gradient is taken.
             guess, mask = result.pseudo_labels
-            right = guess == batch['unlabeled']['labels']
+            labels = batch['unlabeled']['labels']
             metrics[f'{name}/mask_rate'] = _mean(mask)
-            metrics[f'{name}/pseudo_label_accuracy'] = jnp.stack([(mask * right).sum(), mask.sum()])
-            metrics[f'{name}/pseudo_label_accuracy_all'] = _mean(right)
+            metrics[f'{name}/pseudo_label_accuracy'] = _mean(guess == labels, mask * (labels >= 0))
+            metrics[f'{name}/pseudo_label_accuracy_all'] = _mean(guess == labels, labels >= 0)
     new = dataclasses.replace(
         state,
         step=state.step + 1,
@@ -151,8 +155,10 @@ def _update(trainer: Trainer, state: TrainState, batch: Batch) -> tuple[TrainSta
     return new, metrics
 
 
-def _mean(values: jax.Array) -> jax.Array:
-    return jnp.stack([jnp.sum(values, dtype=jnp.float32), jnp.float32(values.size)])
+def _mean(values: jax.Array, weights: jax.Array | float = 1.0) -> jax.Array:
+    """Returns [sum, count] of a weighted mean. Some data sets have no class (-1) for some images: weight 0."""
+    weights = jnp.broadcast_to(jnp.asarray(weights, jnp.float32), jnp.shape(values))
+    return jnp.stack([jnp.sum(values * weights), jnp.sum(weights)])
 
 
 def make_views(trainer: Trainer, state: TrainState, batch: Batch) -> dict[str, jax.Array]:
