@@ -24,17 +24,19 @@ STEPS = 2  # of a round
 
 def serve(policy: str, convolution: str, batch_size: int) -> None:
     """Answers each line on standard input, a number of steps, with the seconds they took."""
-    from train import mesh as mesh_lib
+    from train import startup
 
-    mesh_lib.configure()
+    startup.use_huge_pages()
     import jax
     import numpy as np
 
     from configs import fixmatch
     from models import conv, layers
+    from train import mesh as mesh_lib
     from train import settings as settings_lib
     from train import step as step_lib
 
+    mesh_lib.configure()
     layers.conv = {'blocked': conv.blocked_conv, 'xla': conv.xla_conv}[convolution]
     config = fixmatch.get_config('cifar10,labels=40')
     config.batch_size = batch_size
@@ -42,7 +44,7 @@ def serve(policy: str, convolution: str, batch_size: int) -> None:
     settings = settings_lib.from_config(config)
     trainer = step_lib.Trainer.create(settings, num_classes=10)
     rng = np.random.default_rng(0)
-    sizes = {'labeled': batch_size, 'unlabeled': batch_size * settings.data.unlabeled_ratio}
+    sizes = trainer.batch_sizes
     mesh = mesh_lib.create(*sizes.values())
     host_batch = {
         stream: {

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data.builders.digits import Digits
-from errors import UserError, unknown
+from errors import UserError, first_line, unknown
 
 EMBEDDED = (Digits.name,)  # Need no files from anywhere, so they are prepared on first use.
 NAMES = (*EMBEDDED, 'cifar10', 'cifar100', 'fashion_mnist', 'kmnist', 'mnist', 'stl10', 'svhn_cropped')
@@ -112,11 +112,6 @@ def write(builder: tfds.core.DatasetBuilder, **kwargs: Any) -> None:
         # tfds writes to a folder of its own and renames it, which fails if another process was faster.
         if not builder.data_path.exists():
             raise UserError(f'Cannot prepare {builder.data_dir}: {first_line(error)}') from error
-
-
-def first_line(error: Exception) -> str:
-    """Returns the first line of an error's text, or its type's name if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(':')
 
 
 def _read(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ from tensorflow_datasets.core.download import resource
 
 from data import datasets
 from data.builders import idx
-from errors import UserError
+from errors import UserError, first_line
 
 
 def prepare(name: str, folder: str | None = None, data_dir: str | None = None) -> str:
@@ -70,7 +70,7 @@ def _through_tfds(builder: tfds.core.DatasetBuilder, folder: str | None) -> None
     try:
         for url in absent[:1]:  # tfds tries for minutes before it says so.
             requests.head(url, timeout=20)
-    except requests.ConnectionError as error:
+    except requests.RequestException as error:
         raise UserError(f'No connection for {builder.name}. Add --from=FOLDER with {files}.') from error
     config = tfds.download.DownloadConfig(
         manual_dir=folder,
@@ -81,7 +81,7 @@ def _through_tfds(builder: tfds.core.DatasetBuilder, folder: str | None) -> None
     try:
         datasets.write(builder, download_dir=folder, download_config=config)
     except Exception as error:  # Of requests, tfds, TensorFlow and each data set's own code.
-        raise UserError(f'{builder.name}: {datasets.first_line(error)}') from error
+        raise UserError(f'{builder.name}: {first_line(error)}') from error
 
 
 def _is_in(folder: str, name: str, url: str, info: tfds.core.download.checksums.UrlInfo) -> bool:

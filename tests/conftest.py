@@ -5,7 +5,8 @@ import os
 
 os.environ['JAX_NUM_CPU_DEVICES'] = '2'
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# The suite's runs in processes of their own compile the same steps again and again.
+# The suite compiles the same steps again and again, in this process and in runs of their own.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = os.path.join(os.path.dirname(__file__), '..', '.pytest_cache', 'jax')
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 import jax

@@ -364,7 +364,7 @@ def test_padding_must_be_smaller_than_the_image():
     key = jax.random.key(0)
     jax.eval_shape(lambda: Weak(pad=7).draw(key, (2, 8, 40, 3)))
     for view in Weak(pad=8), Strong(pad=8):
-        with pytest.raises(ValueError, match='pad=8'):
+        with pytest.raises(UserError, match='pad=8'):
             view.draw(key, (2, 40, 8, 3))
 
 

@@ -39,7 +39,7 @@ def final_state(settings, workdir, data_dir):
     """Returns every array of the last checkpoint by name."""
     trainer = step_lib.Trainer.create(settings, 10)
     streams = Streams.load(settings, data_dir)
-    batch = {s: streams.batch(s, 0, 0, 4) for s in trainer.streams}
+    batch = streams.batches(trainer.batch_sizes, 0, 0)
     like = jax.jit(lambda b: step_lib.init(trainer, b))(batch)
     with Checkpoints(workdir / 'checkpoints') as checkpoints:
         state = checkpoints.latest(like)

@@ -24,8 +24,7 @@ def start(make_settings, data_dir):
     def make(name, overrides):
         settings = make_settings(name, **dict(overrides))
         trainer = step_lib.Trainer.create(settings, 10)
-        sizes = {'labeled': settings.batch_size, 'unlabeled': settings.batch_size * settings.data.unlabeled_ratio}
-        batch = {s: streams.batch(s, settings.seed, 0, sizes[s]) for s in trainer.streams}
+        batch = streams.batches(trainer.batch_sizes, settings.seed, 0)
         return trainer, jax.jit(functools.partial(step_lib.init, trainer))(batch), batch
 
     return lambda name='fixmatch', **overrides: make(name, tuple(overrides.items()))
@@ -131,7 +130,7 @@ def test_images_whose_class_nobody_knows_do_not_count_in_pseudo_label_accuracy(s
 
 def test_supervised_reads_no_unlabeled_image(start):
     trainer, _, batch = start('supervised')
-    assert trainer.streams == list(batch) == ['labeled']
+    assert list(trainer.batch_sizes) == list(batch) == ['labeled']
 
 
 def test_unknown_batch_norm_policy_is_named(start):

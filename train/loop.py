@@ -37,6 +37,8 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
     """
     streams = Streams.load(settings, data_dir)
     trainer = step_lib.Trainer.create(settings, streams.num_classes)
+    # Traced before anything is written, for settings that do not go together.
+    jax.eval_shape(functools.partial(step_lib.init, trainer), streams.batches(trainer.batch_sizes, settings.seed, 0))
     with RunFolder(workdir, settings) as folder:
         if (finished := folder.read_json('result.json')) is not None:
             print(f'{workdir} holds this very run, finished.')
@@ -55,13 +57,11 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
 def _train(trainer: step_lib.Trainer, streams: Streams, folder: RunFolder) -> step_lib.TrainState:
     """Makes the steps that are left, with their evaluations and checkpoints, and returns the last state."""
     settings = trainer.settings
-    sizes = {'labeled': settings.batch_size, 'unlabeled': settings.batch_size * settings.data.unlabeled_ratio}
-    sizes = {stream: sizes[stream] for stream in trainer.streams}
+    sizes = trainer.batch_sizes
     mesh = mesh_lib.create(*sizes.values())
 
     def batch(step: int) -> step_lib.Batch:
-        parts = {stream: streams.batch(stream, settings.seed, step, size) for stream, size in sizes.items()}
-        return mesh_lib.put_batch(mesh, parts)
+        return mesh_lib.put_batch(mesh, streams.batches(sizes, settings.seed, step))
 
     with _signals() as caught, jax.set_mesh(mesh), Checkpoints(folder.path / 'checkpoints') as checkpoints:
         state = mesh_lib.put_replicated(mesh, jax.jit(functools.partial(step_lib.init, trainer))(batch(0)))

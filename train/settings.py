@@ -28,6 +28,14 @@ class Data:
     manifest: str = ''  # labels.json of an earlier run, instead of drawing labels
     validation: int = 0  # training images held out to select a checkpoint
 
+    def __post_init__(self):
+        if self.labels < -1 or self.labels == 0:
+            raise UserError(f'data.labels must be at least 1, or -1 for all, not {self.labels}.')
+        if self.unlabeled_ratio < 1:
+            raise UserError(f'data.unlabeled_ratio must be at least 1, not {self.unlabeled_ratio}.')
+        if min(self.std, default=0) <= 0 or len(self.mean) != len(self.std):
+            raise UserError(f'data.mean {self.mean} and data.std {self.std} need one value a channel, std above 0.')
+
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:

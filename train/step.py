@@ -73,9 +73,11 @@ class Trainer:
         return views
 
     @property
-    def streams(self) -> list[str]:
-        """The streams that the methods read."""
-        return sorted({view.split('.')[0] for view in self.views})
+    def batch_sizes(self) -> dict[str, int]:
+        """{stream that the methods read: images of it in a step}."""
+        labeled = self.settings.batch_size
+        sizes = {'labeled': labeled, 'unlabeled': labeled * self.settings.data.unlabeled_ratio}
+        return {stream: sizes[stream] for stream in sorted({view.split('.')[0] for view in self.views})}
 
 
 def init(trainer: Trainer, batch: Batch) -> TrainState:

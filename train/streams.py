@@ -33,6 +33,8 @@ class Streams:
         train = datasets.load(data.name, data.train_split, data_dir)
         test = datasets.load(data.name, data.test_split, data_dir)
         images, labels = train.images, train.labels
+        if len(data.mean) != images.shape[-1]:
+            raise UserError(f'data.mean has {len(data.mean)} values, {data.name} has {images.shape[-1]} channels.')
         if data.manifest:
             split = splits.from_manifest(data.manifest, data.name, labels, images)
             found = len(split.labeled), len(split.validation)
@@ -59,6 +61,10 @@ class Streams:
             labels = np.concatenate([labels, extra.labels])
         indices = {'labeled': split.labeled, 'unlabeled': unlabeled}
         return cls(images, labels, indices, held_out, train.num_classes, manifest)
+
+    def batches(self, sizes: dict[str, int], seed: int, step: int) -> dict[str, dict[str, np.ndarray]]:
+        """Returns {stream: batch} for {stream: size}."""
+        return {stream: self.batch(stream, seed, step, size) for stream, size in sizes.items()}
 
     def batch(self, stream: str, seed: int, step: int, size: int) -> dict[str, np.ndarray]:
         """Returns {'images': uint8 `[size, H, W, C]`, 'labels': int32 `[size]`}, a pure function of all four."""

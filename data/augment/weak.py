@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from data.augment import pixels
+from errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +19,11 @@ class Weak:
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> dict[str, jax.Array]:
         """Returns flip, bool [B], and the crop's top and left, int32 [B] in 0..2*pad, for shape (B, H, W, C).
 
-        Raises ValueError unless pad is less than both H and W: reflection has nothing more to show.
+        Raises UserError unless pad is less than both H and W: reflection has nothing more to show.
         """
         batch, height, width, _ = shape
         if self.pad >= min(height, width):
-            raise ValueError(f'pad={self.pad} must be less than the image, {height} x {width} pixels.')
+            raise UserError(f'pad={self.pad} must be less than the image, {height} x {width} pixels.')
         flip, top, left = jax.random.uniform(key, (batch, 3)).T
         offsets = 2 * self.pad + 1
         return {
