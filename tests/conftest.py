@@ -14,6 +14,8 @@ import pytest
 
 from train import settings as settings_lib
 
+CONFIGS = ('fixmatch', 'supervised')  # all files of configs/ but common.py
+
 TINY = {
     'batch_size': 4,
     'data.unlabeled_ratio': 2,

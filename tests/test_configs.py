@@ -1,8 +1,12 @@
 """Config files: complete, overridable, faithful to the papers, and runnable on mock data."""
 
 import dataclasses
+import functools
+import importlib
 import pathlib
 
+import conftest
+import jax
 import ml_collections
 import pytest
 import tensorflow_datasets as tfds
@@ -14,8 +18,9 @@ from data.augment import Strong, Weak
 from errors import UserError
 from train import loop
 from train import settings as settings_lib
+from train import step as step_lib
 
-CONFIGS = {'fixmatch': fixmatch, 'supervised': supervised}
+CONFIGS = {name: importlib.import_module(f'configs.{name}') for name in conftest.CONFIGS}
 
 
 def test_every_config_file_is_tested_here():
@@ -49,8 +54,26 @@ def test_every_setting_is_there_to_be_overridden(name, data):
     [
         ('cifar10', 40, {'data.name': 'cifar10', 'model.width': 2, 'optimizer.weight_decay': 5e-4}),
         ('cifar100', 400, {'model.width': 8, 'optimizer.weight_decay': 1e-3, 'data.weak.flip': True}),
-        ('svhn', 250, {'data.name': 'svhn_cropped', 'data.weak.flip': False, 'data.label_protocol': 'proportional'}),
-        ('stl10', 1000, {'data.unlabeled_split': 'unlabelled', 'data.weak.pad': 12, 'model.blocks': (4, 4, 4, 4)}),
+        (
+            'svhn',
+            250,
+            {
+                'optimizer.weight_decay': 5e-4,
+                'data.name': 'svhn_cropped',
+                'data.weak.flip': False,
+                'data.label_protocol': 'proportional',
+            },
+        ),
+        (
+            'stl10',
+            1000,
+            {
+                'optimizer.weight_decay': 5e-4,
+                'data.unlabeled_split': 'unlabelled',
+                'data.weak.pad': 12,
+                'model.blocks': (4, 4, 4, 4),
+            },
+        ),
     ],
 )
 def test_paper_scale_settings_are_the_papers(data, labels, expected):
@@ -86,11 +109,30 @@ def test_paper_scale_settings_are_the_papers(data, labels, expected):
     assert len(config.data.strong.ops) == 14
 
 
-def test_fixmatch_and_its_baseline_differ_in_the_methods_only():
-    for data in common.DATA_SETS:
-        pair = [module.get_config(data).to_dict() for module in CONFIGS.values()]
-        assert [config.pop('methods').keys() for config in pair] == [{'supervised', 'fixmatch'}, {'supervised'}]
-        assert pair[0] == pair[1]
+@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('data', common.DATA_SETS)
+def test_every_config_differs_from_the_supervised_baseline_in_its_methods_only(name, data):
+    config, baseline = (module.get_config(data).to_dict() for module in (CONFIGS[name], supervised))
+    assert 'supervised' in config.pop('methods')
+    assert list(baseline.pop('methods')) == ['supervised']
+    assert config == baseline
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize(('data', 'image', 'classes'), [
+    ('cifar10', (32, 32, 3), 10), ('cifar100', (32, 32, 3), 100), ('svhn', (32, 32, 3), 10), ('stl10', (96, 96, 3), 10),
+])  # fmt: skip
+def test_paper_scale_steps_can_be_traced_as_they_are(name, data, image, classes):
+    settings = settings_lib.from_config(CONFIGS[name].get_config(data))
+    trainer = step_lib.Trainer.create(settings, classes)
+    batch = {
+        stream: {'images': jax.ShapeDtypeStruct((n, *image), 'uint8'), 'labels': jax.ShapeDtypeStruct((n,), 'int32')}
+        for stream, n in trainer.batch_sizes.items()
+    }
+    state = jax.eval_shape(functools.partial(step_lib.init, trainer), batch)
+    new, _ = jax.eval_shape(functools.partial(step_lib.step, trainer), state, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert new.params['head']['kernel'].shape[1] == classes
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The training step: what it must compute, and what must not reach it."""
 
+import dataclasses
 import functools
 
 import jax
@@ -240,13 +241,19 @@ def test_one_device_equals_two(start, mesh):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-5), a, b)
 
 
-def test_augmentation_draws_differ_by_stream_step_and_seed_only(start):
+def test_augmentation_differs_between_streams_steps_seeds_and_examples_and_is_repeatable(start):
     trainer, state, batch = start()
-    views = step_lib.make_views(trainer, state, batch)
-    again = step_lib.make_views(trainer, state, batch)
-    assert_same(views, again)
-    keys = [step_lib.stream_key(*k) for k in ((0, 'a', 0), (1, 'a', 0), (0, 'b', 0), (0, 'a', 1))]
-    assert len({tuple(np.asarray(jax.random.key_data(k))) for k in keys}) == 4
+    image = batch['unlabeled']['images'][:1]
+    same = {s: {**b, 'images': np.repeat(image, len(b['images']), 0)} for s, b in batch.items()}
+    views = step_lib.make_views(trainer, state, same)
+    assert_same(views, step_lib.make_views(trainer, state, same))
+    labeled, weak, strong = (views[v] for v in ('labeled.weak', 'unlabeled.weak', 'unlabeled.strong'))
+    assert np.any(labeled != weak[:4])
+    for view in (labeled, weak, strong):
+        assert np.any(view != view[:1])
+    for other in (dataclasses.replace(state, step=jnp.int32(1)), dataclasses.replace(state, seed=jnp.int32(1))):
+        for view, images in step_lib.make_views(trainer, other, same).items():
+            assert np.any(images != views[view]), view
 
 
 def test_metrics_are_means_since_the_last_logged_step(start):
