@@ -6,13 +6,14 @@ A step is B labeled, 7 B weak and 7 B strong 32x32x3 images through the network,
 Nesterov momentum and EMA. Ours also augments the images in the step; PyTorch gets them ready-made, on all cores,
 in channels_last. Ours comes with both policies for the weak view (methods/fixmatch.py) and both weight gradients
 of models/conv.py, of which a CPU gets the blocked one. Every contestant has a process of its own, as a training
-run has, PyTorch with this Python or that of --torch_python, so that it needs no place in the requirements. Rounds of
-the contestants alternate, each figure is the median over them, each ratio the median of the ratios within a round.
+run has, PyTorch with this Python or that of --torch_python, so that it needs no place in the requirements. In each
+round the contestants run in random order; figures are medians over the rounds, ratios those of the ratios in a round.
 """
 
 import argparse
 import functools
 import pathlib
+import random
 import statistics
 import subprocess
 import sys
@@ -68,9 +69,7 @@ def serve(policy: str, convolution: str, batch_size: int) -> None:
 
 def start(*command: str) -> tuple[str, Callable[[int], float]]:
     """Starts a contestant. Returns what it says of itself ('' if it fails) and a function that times steps."""
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def seconds(steps: int) -> float:
         process.stdin.write(f'{steps}\n')
@@ -102,11 +101,18 @@ def main() -> None:
     contestants = {}
     for name, command in commands.items():
         banner, seconds = start(*command)
-        print(f'{name}: {banner or "could not be started, left out"}')
+        if not banner and name != 'PyTorch':
+            sys.exit(f'{name} could not be started, see above.')
+        print(f'{name}: {banner or "not there, so no ratios"}')
         if banner:
             contestants[name] = seconds
             seconds(1)  # compiles
-    rounds = [{name: seconds(STEPS) for name, seconds in contestants.items()} for _ in range(args.rounds)]
+    rounds = []
+    for _ in range(args.rounds):
+        rounds.append({})
+        for name in random.sample(list(contestants), len(contestants)):
+            time.sleep(0.5)  # until the threads of the one before have stopped spinning
+            rounds[-1][name] = contestants[name](STEPS)
     print(f'\n{"batch " + str(args.batch_size) + " x 15":<34}{"images/s":>10}{"s/step":>9}{"x PyTorch":>11}')
     for name in contestants:
         median = statistics.median(r[name] for r in rounds)

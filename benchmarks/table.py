@@ -2,10 +2,11 @@
 
     python -m benchmarks.table results/digits/*.json
 
-Takes result.json files. Runs whose protocols are equal but for the seed make up a row; every run counts.
+Takes result.json files. Runs whose settings are equal but for the seed make up a row; every run counts.
 """
 
 import json
+import math
 import pathlib
 import statistics
 import sys
@@ -15,20 +16,20 @@ def rows(results: list[dict]) -> list[str]:
     """Returns the table's lines for the contents of result.json files."""
     groups: dict[str, list[dict]] = {}
     for result in results:
-        protocol = {key: value for key, value in result['protocol'].items() if key != 'seed'}
-        groups.setdefault(json.dumps(protocol, sort_keys=True), []).append(result)
+        settings = {**result['settings'], 'seed': None}
+        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(result)
     lines = ['| methods | data, labels | last | median of last 20 | seconds | n |', '|---|---|---|---|---|---|']
-    for text, runs in groups.items():
-        protocol = json.loads(text)
+    for runs in groups.values():
+        settings = runs[0]['settings']
         columns = [[run['test_accuracy'][rule] for run in runs] for rule in ('last', 'median_last_20')]
         scores = [f'{100 * statistics.mean(c):.2f} ± {100 * _std(c):.2f}' for c in columns]
-        seconds = max(run['seconds'] for run in runs)
+        seconds = math.ceil(max(run['seconds'] for run in runs))
         methods = ' + '.join(
             name + ''.join(f', {key} {value}' for key, value in fields.items())
-            for name, fields in protocol['methods'].items()
+            for name, fields in settings['methods'].items()
         )
-        data = f'{protocol["data"]}, {protocol["labels"]}'
-        lines.append(f'| {methods} | {data} | {scores[0]} | {scores[1]} | at most {seconds:.0f} | {len(runs)} |')
+        data = f'{settings["data"]["name"]}, {settings["data"]["labels"]}'
+        lines.append(f'| {methods} | {data} | {scores[0]} | {scores[1]} | at most {seconds} | {len(runs)} |')
     return lines
 
 

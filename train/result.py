@@ -1,5 +1,6 @@
 """What a run comes to: result.json."""
 
+import dataclasses
 import importlib.metadata
 import platform
 import statistics
@@ -46,6 +47,7 @@ def summarise(settings: Settings, rows: list[dict[str, Any]], trainer: Trainer, 
             'batch_size': settings.batch_size,
             'seed': settings.seed,
         },
+        'settings': dataclasses.asdict(settings),
         'seconds': rows[-1]['seconds'],
         'images_per_second': statistics.median(speeds) if speeds else None,
         'device': f'{jax.local_device_count()} x {jax.devices()[0].device_kind} ({platform.machine()})',
