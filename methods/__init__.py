@@ -11,7 +11,7 @@ from methods.base import Method
 
 def names() -> list[str]:
     """Returns the names of all methods."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != 'base')
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in ('base', 'terms'))
 
 
 def create(name: str, hyperparameters: Mapping[str, Any]) -> Method:

@@ -1,18 +1,39 @@
 """The contract between a method and the engine.
 
 A method is a frozen dataclass of hyper-parameters with one pure `loss`. It names the views it wants to see; the
-engine makes them, runs the network over all of them once, and adds up the losses of all methods of the run.
+engine makes them, runs the network over all of them once, and adds up the losses of all methods of the run. A method
+that has to run the network itself (on mixed or perturbed images, or as its EMA teacher) calls `Inputs.forward`.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 # Batch-norm policies of a view. Published methods differ exactly here, so each method states its own.
 JOINT = 'joint'  # in the joint batch: shares its statistics, gradient flows through everything
 NO_GRAD = 'no_grad'  # normalised with the joint batch's statistics without entering them; no backward pass
-POLICIES = (JOINT, NO_GRAD)
+IMAGES = 'images'  # not in the joint batch: the method passes the images to `Inputs.forward` itself
+POLICIES = (JOINT, NO_GRAD, IMAGES)  # a view that two methods ask for gets the first of theirs
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """What a method may know of the data beforehand.
+
+    image_shape: (H, W, C).
+    labels: classes of all labeled images, int32 `[N]`; position i is that of `Inputs.indices['labeled']`.
+    num_unlabeled: how many images the unlabeled stream draws from.
+    batch_sizes: {stream: images in a step}.
+    """
+
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    labels: np.ndarray
+    num_unlabeled: int
+    batch_sizes: dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,16 +42,26 @@ class Inputs:
 
     labels: true classes of the labeled stream, int32 `[B]`. There are none for the unlabeled stream: the engine
         keeps them to itself and scores `Loss.pseudo_labels` with them, so that no method can learn from them.
-    images: {view: normalised images, float32 `[n, H, W, C]`}.
-    outputs: {view: {'features': `[n, D]`, 'logits': `[n, num_classes]`}}; example i is the same in every view
-        of a stream.
-    progress: the fraction of training that is done, float32 in [0, 1).
+    indices: {stream: which of the stream's images these are, int32 `[n]`}.
+    images: {view: normalised images, float32 `[n, H, W, C]`}; image i is the same in every view of a stream.
+    outputs: {view that is 'joint' or 'no_grad': {'features': `[n, D]`, 'logits': `[n, num_classes]`, and one for
+        every head}}.
+    progress: the fraction of training (of its round, see `Method.rounds`) that is done, float32 in [0, 1).
+    key: for whatever is random in the loss; another one for every method and step.
+    params, ema_params: of the network and of its teacher, the exponential moving average.
+    forward: `(params, images) -> (outputs, batch_stats)` runs the network over one batch by itself, normalised with
+        that batch's own statistics. The running statistics stay as they are unless batch_stats goes into `Loss`.
     """
 
     labels: jax.Array
+    indices: dict[str, jax.Array]
     images: dict[str, jax.Array]
     outputs: dict[str, dict[str, jax.Array]]
     progress: jax.Array
+    key: jax.Array
+    params: Any
+    ema_params: Any
+    forward: Callable[[Any, jax.Array], tuple[dict[str, jax.Array], Any]]
 
 
 class PseudoLabels(NamedTuple):
@@ -41,26 +72,55 @@ class PseudoLabels(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """What a loss returns: the weighted loss (scalar), the method's new state, and scalars to log."""
+    """What a loss returns.
+
+    loss: the weighted loss, a scalar.
+    state: the method's new state.
+    metrics: scalars to log; 'loss' is the method's main term before its weight.
+    pseudo_labels: those it used, for the engine to score.
+    batch_stats: what `Inputs.forward` returned, where the network's running statistics are to come from there.
+    """
 
     loss: jax.Array
     state: Any = ()
     metrics: dict[str, jax.Array] = {}  # noqa: RUF012 - never mutated
     pseudo_labels: PseudoLabels | None = None
+    batch_stats: Any = None
 
 
 class Method:
     """Base of all methods; `methods/<name>.py` holds one subclass, a frozen dataclass."""
 
+    # Training in several rounds: each has its own learning-rate schedule and begins with `relabel`.
+    rounds: int = 1
+    restart: bool = False  # a round begins with new parameters
+
     def views(self) -> dict[str, str]:
-        """Returns {'<stream>.<augmentation>': batch-norm policy}; streams: labeled, unlabeled."""
+        """Returns {'<stream>.<augmentation>': batch-norm policy}.
+
+        Streams: labeled, unlabeled. Augmentations: weak, strong, with a number for further draws of the same
+        augmentation, as in 'unlabeled.strong2'.
+        """
         raise NotImplementedError
 
-    def init_state(self, num_classes: int) -> Any:
-        """Returns the method's own state (thresholds, class distributions), a pytree of arrays."""
-        del num_classes
+    def heads(self) -> dict[str, tuple[int, ...]]:
+        """Returns {name of an output: widths of the layers on top of the features that it comes from}."""
+        return {}
+
+    def init_state(self, data: DataSpec) -> Any:
+        """Returns the method's own state (thresholds, class distributions, queues), a pytree of arrays."""
+        del data
         return ()
 
     def loss(self, inputs: Inputs, state: Any) -> Loss:
         """Returns the loss of one step. Pure; called inside the compiled step."""
         raise NotImplementedError
+
+    def relabel(self, state: Any, probabilities: jax.Array, round_number: jax.Array) -> Any:
+        """Returns the state for a round after the first.
+
+        probabilities: the EMA network's class probabilities for every image of the unlabeled stream, `[N, C]`.
+        round_number: int32, from 1.
+        """
+        del probabilities, round_number
+        return state

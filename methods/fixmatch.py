@@ -6,11 +6,10 @@ puts the two together.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
-import optax
 
-from methods.base import JOINT, Inputs, Loss, Method, PseudoLabels
+from methods.base import JOINT, DataSpec, Inputs, Loss, Method
+from methods.terms import align, class_distribution, cross_entropy, pseudo_labels, push, sharpen, targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,20 +19,33 @@ class FixMatch(Method):
     In the official code labeled, weak and strong images pass the network as one batch, so batch norm takes its
     statistics from all of them: weak_batch_norm 'joint'. With 'no_grad' it takes them from the labeled and the
     strong images, and the weak ones, which are only looked at, need no backward pass.
+
+    Section 5 and appendix: soft labels are q sharpened with a temperature above 0, and alignment is ReMixMatch's, by
+    the labels' class frequencies and a moving average of q over 128 batches; the threshold then looks at aligned q.
     """
 
     threshold: float = 0.95  # tau: confidence from which a pseudo-label is used
     weight: float = 1.0  # lambda_u
+    temperature: float = 0.0  # of soft labels; 0 gives hard ones
+    alignment: bool = False  # distribution alignment
     weak_batch_norm: str = JOINT  # 'joint' (the official code's) or 'no_grad' (a third less work)
 
     def views(self) -> dict[str, str]:
         return {'unlabeled.weak': self.weak_batch_norm, 'unlabeled.strong': JOINT}
 
-    def loss(self, inputs: Inputs, state: tuple) -> Loss:
-        weak = jax.lax.stop_gradient(inputs.outputs['unlabeled.weak']['logits'])
+    def init_state(self, data: DataSpec) -> dict:
+        if not self.alignment:
+            return {}
+        wanted = class_distribution(data.labels, data.num_classes)
+        return {'wanted': wanted, 'guessed': jnp.full((128, data.num_classes), 1 / data.num_classes)}
+
+    def loss(self, inputs: Inputs, state: dict) -> Loss:
+        q = targets(inputs.outputs['unlabeled.weak']['logits'])
+        if self.alignment:
+            guessed = push(state['guessed'], q.mean(0, keepdims=True))
+            q = align(q, state['wanted'], state['guessed'].mean(0))
+            state = {**state, 'guessed': guessed}
+        guess = pseudo_labels(q, self.threshold)
         strong = inputs.outputs['unlabeled.strong']['logits']
-        labels = weak.argmax(-1)
-        mask = (jax.nn.softmax(weak).max(-1) >= self.threshold).astype(jnp.float32)
-        cross_entropy = optax.softmax_cross_entropy_with_integer_labels(strong, labels)
-        loss = (mask * cross_entropy).mean()
-        return Loss(self.weight * loss, metrics={'loss': loss}, pseudo_labels=PseudoLabels(labels, mask))
+        loss = (guess.mask * cross_entropy(sharpen(q, self.temperature), strong)).mean()
+        return Loss(self.weight * loss, state, {'loss': loss}, guess)

@@ -2,9 +2,8 @@
 
 import dataclasses
 
-import optax
-
 from methods.base import JOINT, Inputs, Loss, Method
+from methods.terms import cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +17,6 @@ class Supervised(Method):
 
     def loss(self, inputs: Inputs, state: tuple) -> Loss:
         logits = inputs.outputs['labeled.weak']['logits']
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, inputs.labels).mean()
+        loss = cross_entropy(inputs.labels, logits).mean()
         accuracy = (logits.argmax(-1) == inputs.labels).mean()
         return Loss(self.weight * loss, metrics={'loss': loss, 'accuracy': accuracy})

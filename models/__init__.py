@@ -1,6 +1,7 @@
 """Networks behind one seam: explicit variables in, every named intermediate out. Only this package knows flax."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -36,8 +37,12 @@ class Model:
         return outputs, updated['batch_stats']
 
 
-def create(name: str, num_classes: int, **settings) -> Model:
-    """Returns the network called `name`. Raises UserError for a name or a setting that does not exist."""
+def create(name: str, num_classes: int, heads: Mapping[str, tuple[int, ...]] | None = None, **settings) -> Model:
+    """Returns the network called `name`. Raises UserError for a name or a setting that does not exist.
+
+    heads: {name of an output beside 'features' and 'logits': widths of its layers on top of the features}.
+    """
     if name not in MODELS:
         raise unknown('model', name, MODELS)
-    return Model(build(MODELS[name], f'setting of model {name}', settings, {'num_classes': num_classes}))
+    given = {'num_classes': num_classes, 'heads': dict(heads or {})}
+    return Model(build(MODELS[name], f'setting of model {name}', settings, given))

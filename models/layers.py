@@ -1,4 +1,4 @@
-"""Convolution and batch norm over a batch of which one part may need no gradient.
+"""Convolution, dense layer and batch norm over a batch of which one part may need no gradient.
 
 A consistency method labels its weak view with the network and trains on the strong one. The weak view needs no
 backward pass, which is a third of the step's work. So every layer here maps a `Batch` to a `Batch`: two arrays,
@@ -47,6 +47,19 @@ class Conv(nn.Module):
             conv(x.grad, kernel, self.stride),
             None if x.no_grad is None else conv(x.no_grad, constant, self.stride),
         )
+
+
+class Dense(nn.Module):
+    """Maps `[N, C_in]` to `[N, features]`: a kernel `[C_in, features]` and a bias."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Batch) -> Batch:
+        kernel = self.param('kernel', nn.initializers.glorot_normal(), (x.grad.shape[-1], self.features))
+        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        constant = None if x.no_grad is None else jax.lax.stop_gradient(x.no_grad @ kernel + bias)
+        return Batch(x.grad @ kernel + bias, constant)
 
 
 class BatchNorm(nn.Module):

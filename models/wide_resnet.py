@@ -6,10 +6,11 @@ N(0, 2 / (k^2 C_out)). The official code's convolution biases are left out: each
 network through a batch norm that subtracts it again.
 """
 
-import flax.linen as nn
-import jax
+from collections.abc import Mapping
 
-from models.layers import Batch, BatchNorm, Conv
+import flax.linen as nn
+
+from models.layers import Batch, BatchNorm, Conv, Dense
 
 _kernel_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
@@ -17,10 +18,13 @@ _kernel_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 class WideResNet(nn.Module):
     """Maps images `[N, H, W, C]`, normalised, to 'features' `[N, width * 16 * 2^(stages-1)]` and 'logits'.
 
+    heads: {name of another output: widths of the dense layers that lead from the features to it}.
+
     WRN-28-2 has blocks (4, 4, 4) and width 2; WRN-37-2, for 96x96 images, has blocks (4, 4, 4, 4).
     """
 
     num_classes: int
+    heads: Mapping[str, tuple[int, ...]]
     blocks: tuple[int, ...] = (4, 4, 4)
     width: int = 2
     bn_momentum: float = 0.999
@@ -52,6 +56,12 @@ class WideResNet(nn.Module):
                     x = conv(x, features, name + 'shortcut', kernel_size=1, stride=stride)
                 x = Batch(*(None if a is None else a + b for a, b in zip(x, y, strict=True)))
         x = norm_act(x, 'norm').map(lambda x: x.mean(axis=(1, 2)))
-        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.glorot_normal(), name='head')
-        logits = Batch(head(x.grad), None if x.no_grad is None else jax.lax.stop_gradient(head(x.no_grad)))
-        return {'features': x, 'logits': logits}
+        outputs = {'features': x, 'logits': Dense(self.num_classes, name='head')(x)}
+        for head, widths in self.heads.items():
+            y = x
+            for i, width in enumerate(widths):
+                if i > 0:
+                    y = y.map(lambda y: nn.leaky_relu(y, self.negative_slope))
+                y = Dense(width, name=f'{head}{i + 1}')(y)
+            outputs[head] = y
+        return outputs

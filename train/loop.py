@@ -13,7 +13,7 @@ import jax
 from tqdm import tqdm
 
 from errors import UserError
-from train import evaluation, result
+from train import diagnostics, evaluation, result
 from train import mesh as mesh_lib
 from train import step as step_lib
 from train.checkpoint import Checkpoints
@@ -36,7 +36,7 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
     Raises UserError for what the user can mend, Interrupted after SIGTERM or Ctrl-C.
     """
     streams = Streams.load(settings, data_dir)
-    trainer = step_lib.Trainer.create(settings, streams.num_classes)
+    trainer = step_lib.Trainer.create(settings, streams.spec(settings))
     # Traced before anything is written, for settings that do not go together.
     jax.eval_shape(functools.partial(step_lib.init, trainer), streams.batches(trainer.batch_sizes, settings.seed, 0))
     with RunFolder(workdir, settings) as folder:
@@ -71,17 +71,22 @@ def _train(trainer: step_lib.Trainer, streams: Streams, folder: RunFolder) -> st
         start = int(state.step)
         folder.rewind(start)
         step_fn = jax.jit(functools.partial(step_lib.step, trainer), donate_argnums=0)
-        evaluate = evaluation.create(trainer, mesh)
+        predict = evaluation.create(trainer, mesh)
+        next_round = jax.jit(functools.partial(step_lib.next_round, trainer), donate_argnums=0)
         with _Log(folder, settings, sum(sizes.values()), start) as log:
             for done in range(start + 1, settings.steps + 1):
+                if done > 1 and (done - 1) % trainer.round_steps == 0:
+                    log.flush()
+                    logits = predict(state.ema_params, state.batch_stats, streams.unlabeled())
+                    state = next_round(state, mesh_lib.put_replicated(mesh, logits))
                 state, metrics = step_fn(state, batch(done - 1))
                 log.step(done, metrics)
                 last = done == settings.steps
                 scores = {}
                 if last or done % settings.eval_steps == 0:
                     log.flush()
-                    for name, examples in streams.held_out.items():
-                        score = evaluate(state.ema_params, state.batch_stats, *examples)
+                    for name, (images, labels) in streams.held_out.items():
+                        score = evaluation.score(predict(state.ema_params, state.batch_stats, images), labels)
                         scores |= {f'{name}_{key}': value for key, value in score.items()}
                     log.evaluation(done, scores)
                 if last or caught or done % settings.checkpoint_steps == 0:
@@ -102,6 +107,9 @@ class _Log(contextlib.AbstractContextManager):
         self._images_per_step = images_per_step
         self._pending = None
         self._seconds_before = max((row['seconds'] for row in folder.rows()), default=0.0)
+        self._watch = diagnostics.Watch(settings.steps)
+        for row in folder.rows():
+            self._watch.row(row['step'], row)
         self._start = time.monotonic()
         self._mark = None  # (step, time) from which speed is measured
         # A terminal gets a live line, a log file one now and then.
@@ -111,7 +119,7 @@ class _Log(contextlib.AbstractContextManager):
     def __exit__(self, *exception) -> None:
         self._bar.close()
 
-    def step(self, done: int, metrics: dict[str, jax.Array]) -> None:
+    def step(self, done: int, metrics: step_lib.Metrics) -> None:
         """Takes the metrics of the step just dispatched and deals with those of the step before."""
         self.flush()
         self._pending = done, metrics
@@ -121,8 +129,8 @@ class _Log(contextlib.AbstractContextManager):
         if self._pending is None:
             return
         (done, metrics), self._pending = self._pending, None
-        metrics = jax.device_get(metrics)
-        if not all(math.isfinite(metrics[name][0]) for name in ('loss', 'gradient_norm', 'parameter_norm')):
+        means, histograms = jax.device_get(metrics)
+        if not all(math.isfinite(means[name][0]) for name in ('loss', 'gradient_norm', 'parameter_norm')):
             raise UserError(
                 f'Loss, gradient or parameters are not finite at step {done}. Nothing of that step is saved in '
                 f'{self._folder.path}; start a new --workdir with a lower optimizer.learning_rate.'
@@ -131,7 +139,10 @@ class _Log(contextlib.AbstractContextManager):
         if self._mark is None:  # the first step of a process compiles
             self._mark = done, time.monotonic()
         if done % self._settings.log_steps == 0 or done == self._settings.steps:
-            row = {name: float(s / n) if n else None for name, (s, n) in metrics.items()}
+            row = {name: float(s / n) if n else None for name, (s, n) in means.items()}
+            for name, counts in histograms.items():
+                row |= {f'{name}_{key}': value for key, value in diagnostics.of_histogram(counts).items()}
+            self._watch.row(done, row)
             if done > self._mark[0]:
                 steps, seconds = done - self._mark[0], time.monotonic() - self._mark[1]
                 row['images_per_second'] = steps * self._images_per_step / seconds

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,20 @@ import optax
 import methods
 import models
 from data import augment
-from errors import build, unknown
-from methods.base import JOINT, POLICIES, Inputs, Method
+from errors import UserError, build, unknown
+from methods.base import JOINT, NO_GRAD, POLICIES, DataSpec, Inputs, Method
 from train import optimizer
 from train.settings import Settings
 
-Batch = dict[str, dict[str, jax.Array]]  # {stream: {'images': uint8 [n, H, W, C], 'labels': int32 [n]}}
+# {stream: {'images': uint8 [n, H, W, C], 'labels': int32 [n], 'indices': int32 [n]}}
+Batch = dict[str, dict[str, jax.Array]]
+
+
+class Metrics(NamedTuple):
+    """Sums over steps. means: {name: [sum, count]}; histograms: {name: pseudo-labels used of each class, [C]}."""
+
+    means: dict[str, jax.Array]
+    histograms: dict[str, jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -33,7 +41,7 @@ class TrainState:
     ema_params: Any
     opt_state: Any
     methods: dict[str, Any]  # own state of each method
-    metrics: dict[str, jax.Array]  # {name: [sum, count]} since the last logged step
+    metrics: Metrics  # since the last logged step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,21 +52,27 @@ class Trainer:
     model: models.Model
     methods: Mapping[str, Method]
     augmentations: Mapping[str, Any]  # {'weak': data.augment.Weak, ...}
-    num_classes: int
+    data: DataSpec
 
     @classmethod
-    def create(cls, settings: Settings, num_classes: int) -> 'Trainer':
+    def create(cls, settings: Settings, data: DataSpec) -> 'Trainer':
         """Builds network, methods and augmentations. Raises UserError for a name or key that does not exist."""
         weak, strong = settings.data.weak, settings.data.strong
+        created = {name: methods.create(name, fields) for name, fields in settings.methods.items()}
+        heads: dict[str, tuple[int, ...]] = {}
+        for name, method in created.items():
+            for head, widths in method.heads().items():
+                if heads.setdefault(head, widths) != widths:
+                    raise UserError(f'{name} needs a {head} of widths {widths}, another method one of {heads[head]}.')
         return cls(
             settings=settings,
-            model=models.create(num_classes=num_classes, **settings.model),
-            methods={name: methods.create(name, fields) for name, fields in settings.methods.items()},
+            model=models.create(num_classes=data.num_classes, heads=heads, **settings.model),
+            methods=created,
             augmentations={
                 'weak': build(augment.Weak, 'setting of data.weak', weak),
                 'strong': build(augment.Strong, 'setting of data.strong', {**weak, **strong}),
             },
-            num_classes=num_classes,
+            data=data,
         )
 
     @functools.cached_property
@@ -69,22 +83,28 @@ class Trainer:
             for view, policy in method.views().items():
                 if policy not in POLICIES:
                     raise unknown('batch-norm policy', policy, POLICIES)
-                views[view] = JOINT if JOINT in (policy, views.get(view)) else policy
+                views[view] = min(policy, views.get(view, policy), key=POLICIES.index)
+        if NO_GRAD in views.values() and JOINT not in views.values():
+            raise UserError("A view with the batch-norm policy 'no_grad' needs one with 'joint' beside it.")
         return views
+
+    @property
+    def round_steps(self) -> int:
+        """Steps of a round; all of them where no method trains in rounds."""
+        return -(-self.settings.steps // max(method.rounds for method in self.methods.values()))
 
     @property
     def batch_sizes(self) -> dict[str, int]:
         """{stream that the methods read: images of it in a step}."""
-        labeled = self.settings.batch_size
-        sizes = {'labeled': labeled, 'unlabeled': labeled * self.settings.data.unlabeled_ratio}
+        sizes = self.data.batch_sizes
         return {stream: sizes[stream] for stream in sorted({view.split('.')[0] for view in self.views})}
 
 
 def init(trainer: Trainer, batch: Batch) -> TrainState:
     """Returns the state before the first step, on batches shaped like `batch`."""
     settings = trainer.settings
-    image_shape = next(iter(batch.values()))['images'].shape[1:]
-    variables = trainer.model.init(stream_key(settings.seed, 'init', 0), image_shape)
+    variables = trainer.model.init(stream_key(settings.seed, 'init', 0), trainer.data.image_shape)
+    own = {name: jax.tree.map(jnp.asarray, m.init_state(trainer.data)) for name, m in trainer.methods.items()}
     state = TrainState(
         seed=jnp.int32(settings.seed),
         step=jnp.int32(0),
@@ -92,11 +112,30 @@ def init(trainer: Trainer, batch: Batch) -> TrainState:
         batch_stats=variables['batch_stats'],
         ema_params=jax.tree.map(jnp.copy, variables['params']),
         opt_state=optimizer.create(settings.optimizer).init(variables['params']),
-        methods={name: m.init_state(trainer.num_classes) for name, m in trainer.methods.items()},
-        metrics={},
+        methods=own,
+        metrics=Metrics({}, {}),
     )
     metrics = jax.eval_shape(functools.partial(_update, trainer), state, batch)[1]
     return dataclasses.replace(state, metrics=jax.tree.map(lambda m: jnp.zeros(m.shape), metrics))
+
+
+def next_round(trainer: Trainer, state: TrainState, logits: jax.Array) -> TrainState:
+    """Returns the state with which a round after the first begins.
+
+    logits: the EMA network's for every image of the unlabeled stream, `[N, C]`.
+    """
+    probabilities = jax.nn.softmax(logits)
+    number = state.step // trainer.round_steps
+    own = {name: m.relabel(state.methods[name], probabilities, number) for name, m in trainer.methods.items()}
+    opt_state = jax.tree.map(jnp.zeros_like, state.opt_state)
+    new = dataclasses.replace(state, methods=own, opt_state=opt_state)
+    if any(m.restart for m in trainer.methods.values()):
+        variables = trainer.model.init(stream_key(state.seed, 'init', number), trainer.data.image_shape)
+        params = variables['params']
+        new = dataclasses.replace(
+            new, params=params, ema_params=jax.tree.map(jnp.copy, params), batch_stats=variables['batch_stats']
+        )
+    return new
 
 
 def stream_key(seed: int | jax.Array, stream: str, step: int | jax.Array) -> jax.Array:
@@ -105,23 +144,37 @@ def stream_key(seed: int | jax.Array, stream: str, step: int | jax.Array) -> jax
     return jax.random.fold_in(key, step)
 
 
-def step(trainer: Trainer, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Makes one step. Also returns {metric: [sum, count]} over the steps since the last logged one."""
+def step(trainer: Trainer, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """Makes one step. Also returns the metrics of the steps since the last logged one."""
     new, metrics = _update(trainer, state, batch)
     first_of_window = state.step % trainer.settings.log_steps == 0
     window = jax.tree.map(lambda old, m: jnp.where(first_of_window, 0, old) + m, state.metrics, metrics)
     return dataclasses.replace(new, metrics=window), window
 
 
-def _update(trainer: Trainer, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+def _update(trainer: Trainer, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     settings = trainer.settings
-    progress = state.step / settings.steps
+    progress = state.step % trainer.round_steps / trainer.round_steps
     images = make_views(trainer, state, batch)
 
     def loss_fn(params):
         outputs, batch_stats = forward(trainer, params, state.batch_stats, images)
-        inputs = Inputs(batch.get('labeled', {}).get('labels'), images, outputs, progress)
-        losses = {name: m.loss(inputs, state.methods[name]) for name, m in trainer.methods.items()}
+        losses = {}
+        for name, method in trainer.methods.items():
+            inputs = Inputs(
+                labels=batch.get('labeled', {}).get('labels'),
+                indices={stream: part['indices'] for stream, part in batch.items()},
+                images=images,
+                outputs=outputs,
+                progress=progress,
+                key=stream_key(state.seed, f'methods.{name}', state.step),
+                params=params,
+                ema_params=state.ema_params,
+                forward=functools.partial(_forward_alone, trainer.model, batch_stats),
+            )
+            losses[name] = method.loss(inputs, state.methods[name])
+            if losses[name].batch_stats is not None:
+                batch_stats = losses[name].batch_stats
         return sum(loss.loss for loss in losses.values()), (batch_stats, losses)
 
     (loss, (batch_stats, losses)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -130,6 +183,7 @@ def _update(trainer: Trainer, state: TrainState, batch: Batch) -> tuple[TrainSta
     params = optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, updates))
     ema_params = optax.incremental_update(params, state.ema_params, 1 - settings.ema_decay)
 
+    histograms = {}
     metrics = {
         'loss': _mean(loss),
         'gradient_norm': _mean(optax.tree.norm(gradient)),
@@ -145,6 +199,7 @@ def _update(trainer: Trainer, state: TrainState, batch: Batch) -> tuple[TrainSta
             metrics[f'{name}/mask_rate'] = _mean(mask)
             metrics[f'{name}/pseudo_label_accuracy'] = _mean(guess == labels, mask * (labels >= 0))
             metrics[f'{name}/pseudo_label_accuracy_all'] = _mean(guess == labels, labels >= 0)
+            histograms[f'{name}/pseudo_label'] = mask @ jax.nn.one_hot(guess, trainer.data.num_classes)
     new = dataclasses.replace(
         state,
         step=state.step + 1,
@@ -154,7 +209,7 @@ def _update(trainer: Trainer, state: TrainState, batch: Batch) -> tuple[TrainSta
         opt_state=opt_state,
         methods={name: result.state for name, result in losses.items()},
     )
-    return new, metrics
+    return new, Metrics(metrics, histograms)
 
 
 def _mean(values: jax.Array, weights: jax.Array | float = 1.0) -> jax.Array:
@@ -169,7 +224,7 @@ def make_views(trainer: Trainer, state: TrainState, batch: Batch) -> dict[str, j
     for view in trainer.views:
         stream, augmentation = view.split('.')
         images = batch[stream]['images']
-        augment = trainer.augmentations[augmentation]
+        augment = trainer.augmentations[augmentation.rstrip('0123456789')]
         draws = augment.draw(stream_key(state.seed, view, state.step), images.shape)
         views[view] = normalise(trainer.settings, on_each_device(augment.apply)(draws, images))
     return views
@@ -181,19 +236,28 @@ def normalise(settings: Settings, images: jax.Array) -> jax.Array:
 
 
 def forward(trainer: Trainer, params, batch_stats, images: dict[str, jax.Array]) -> tuple[dict, Any]:
-    """Runs the network once over all views. Returns ({view: {output: [n, ...]}}, batch_stats)."""
-    parts = [
-        [view for view in images if (trainer.views[view] == JOINT) == with_gradient] for with_gradient in (True, False)
-    ]
+    """Runs the network once over all 'joint' and 'no_grad' views.
+
+    Returns ({view: {output: [n, ...]}}, batch_stats).
+    """
+    parts = [[view for view in images if trainer.views[view] == policy] for policy in (JOINT, NO_GRAD)]
+    if not any(parts):
+        return {}, batch_stats
     joined = [_concatenate([images[view] for view in part]) if part else None for part in parts]
     variables = {'params': params, 'batch_stats': batch_stats}
     outputs, batch_stats = trainer.model.apply(variables, models.Batch(*joined), train=True)
-    by_view: dict[str, dict[str, jax.Array]] = {view: {} for view in images}
+    by_view: dict[str, dict[str, jax.Array]] = {view: {} for part in parts for view in part}
     for name, output in outputs.items():
         for part, values in zip(parts, output, strict=True):
             for view, value in zip(part, _split(values, [len(images[v]) for v in part]), strict=True):
                 by_view[view][name] = value
     return by_view, batch_stats
+
+
+def _forward_alone(model: models.Model, batch_stats, params, images: jax.Array) -> tuple[dict[str, jax.Array], Any]:
+    """`Inputs.forward`: one batch by itself, with its own statistics."""
+    outputs, batch_stats = model.apply({'params': params, 'batch_stats': batch_stats}, models.Batch(images), train=True)
+    return {name: output.grad for name, output in outputs.items()}, batch_stats
 
 
 def on_each_device(f: Callable) -> Callable:

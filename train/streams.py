@@ -7,6 +7,7 @@ import numpy as np
 
 from data import datasets, sampler, splits
 from errors import UserError
+from methods.base import DataSpec
 from train.settings import Settings
 
 
@@ -62,12 +63,31 @@ class Streams:
         indices = {'labeled': split.labeled, 'unlabeled': unlabeled}
         return cls(images, labels, indices, held_out, train.num_classes, manifest)
 
+    def spec(self, settings: Settings) -> DataSpec:
+        """Returns what methods may know of the data."""
+        size = settings.batch_size
+        return DataSpec(
+            num_classes=self.num_classes,
+            image_shape=self.images.shape[1:],
+            labels=self.labels[self.indices['labeled']],
+            num_unlabeled=len(self.indices['unlabeled']),
+            batch_sizes={'labeled': size, 'unlabeled': size * settings.data.unlabeled_ratio},
+        )
+
+    def unlabeled(self) -> np.ndarray:
+        """Returns all images of the unlabeled stream, uint8 `[N, H, W, C]`."""
+        return self.images[self.indices['unlabeled']]
+
     def batches(self, sizes: dict[str, int], seed: int, step: int) -> dict[str, dict[str, np.ndarray]]:
         """Returns {stream: batch} for {stream: size}."""
         return {stream: self.batch(stream, seed, step, size) for stream, size in sizes.items()}
 
     def batch(self, stream: str, seed: int, step: int, size: int) -> dict[str, np.ndarray]:
-        """Returns {'images': uint8 `[size, H, W, C]`, 'labels': int32 `[size]`}, a pure function of all four."""
+        """Returns images, uint8 `[size, H, W, C]`, their labels and their indices in the stream, int32 `[size]`.
+
+        A pure function of all four.
+        """
         of = self.indices[stream]
-        chosen = of[sampler.batch_indices(seed, stream, step, size, len(of))]
-        return {'images': self.images[chosen], 'labels': self.labels[chosen]}
+        indices = sampler.batch_indices(seed, stream, step, size, len(of))
+        chosen = of[indices]
+        return {'images': self.images[chosen], 'labels': self.labels[chosen], 'indices': indices.astype(np.int32)}

@@ -1,0 +1,77 @@
+"""CoMatch (Li et al. 2021, arXiv:2011.11183): class probabilities and embeddings regularise each other."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from methods.base import JOINT, DataSpec, Inputs, Loss, Method
+from methods.terms import align, cross_entropy, normalise, pseudo_labels, push, targets, unit
+
+
+@dataclasses.dataclass(frozen=True)
+class CoMatch(Method):
+    """Equations 3-9: weight * mean 1(max q >= threshold) H(q, p(strong)) + contrast_weight * L_ctr.
+
+    The prediction of the weak view is aligned (divided by its mean over the last `average` batches) and smoothed:
+    q = alpha p + (1 - alpha) sum_k a_k p_k over a memory of recent embeddings and their probabilities (true labels for
+    labeled images), a = softmax(z z_k / t). L_ctr is the cross-entropy between two graphs over the batch: similarities
+    of the embeddings of two strong views, and q q^T with ones on the diagonal and values below contrast_threshold cut.
+    Smoothing waits until the memory is full (official: one epoch). The official CIFAR code, like this, fills the memory
+    from the network in training; its ImageNet code from the EMA network.
+    """
+
+    threshold: float = 0.95  # tau
+    contrast_threshold: float = 0.8  # T of the pseudo-label graph
+    temperature: float = 0.2  # t of the similarities
+    weight: float = 1.0
+    contrast_weight: float = 1.0
+    alpha: float = 0.9  # share of a prediction that is not smoothed
+    embedding: int = 64  # dimensions
+    batches: int = 5  # that the memory holds
+    average: int = 32  # batches that alignment averages over
+    weak_batch_norm: str = JOINT  # of the unlabeled weak view: 'joint' or 'no_grad', see methods/fixmatch.py
+
+    def views(self) -> dict[str, str]:
+        joint = dict.fromkeys(['labeled.weak', 'unlabeled.strong', 'unlabeled.strong2'], JOINT)
+        return {**joint, 'unlabeled.weak': self.weak_batch_norm}
+
+    def heads(self) -> dict[str, tuple[int, ...]]:
+        return {'projection': (2 * self.embedding, self.embedding)}
+
+    def init_state(self, data: DataSpec) -> dict:
+        size = self.batches * sum(data.batch_sizes.values())
+        return {
+            'guessed': jnp.full((self.average, data.num_classes), 1 / data.num_classes),
+            'embeddings': jnp.zeros((size, self.embedding)),
+            'probabilities': jnp.zeros((size, data.num_classes)),
+        }
+
+    def loss(self, inputs: Inputs, state: dict) -> Loss:
+        outputs = inputs.outputs
+        embeddings = {view: unit(outputs[view]['projection']) for view in self.views()}
+        weak = jax.lax.stop_gradient(embeddings['unlabeled.weak'])
+        p = targets(outputs['unlabeled.weak']['logits'])
+        guessed = push(state['guessed'], p.mean(0, keepdims=True))
+        p = align(p, 1.0, guessed.mean(0))
+        neighbours = jax.nn.softmax(weak @ state['embeddings'].T / self.temperature) @ state['probabilities']
+        full = state['probabilities'][0].sum() > 0
+        q = jnp.where(full, self.alpha * p + (1 - self.alpha) * neighbours, p)
+        guess = pseudo_labels(q, self.threshold)
+        loss = (guess.mask * cross_entropy(q, outputs['unlabeled.strong']['logits'])).mean()
+
+        similarity = embeddings['unlabeled.strong'] @ embeddings['unlabeled.strong2'].T / self.temperature
+        graph = jnp.where(jnp.eye(len(q), dtype=bool), 1.0, q @ q.T)
+        graph = normalise(jnp.where(graph >= self.contrast_threshold, graph, 0))
+        contrast_loss = cross_entropy(graph, similarity).mean()
+
+        labeled = jax.lax.stop_gradient(embeddings['labeled.weak'])
+        state = {
+            'guessed': guessed,
+            'embeddings': push(state['embeddings'], jnp.concatenate([weak, labeled])),
+            'probabilities': push(
+                state['probabilities'], jnp.concatenate([p, jax.nn.one_hot(inputs.labels, p.shape[-1])])
+            ),
+        }
+        total = self.weight * loss + self.contrast_weight * contrast_loss
+        return Loss(total, state, {'loss': loss, 'loss_contrast': contrast_loss}, guess)

@@ -1,0 +1,52 @@
+"""Dash (Xu et al. 2021, ICML): FixMatch with a threshold on the loss that falls during training."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from methods.base import JOINT, DataSpec, Inputs, Loss, Method, PseudoLabels
+from methods.terms import cross_entropy, ema, sharpen, targets
+
+
+@dataclasses.dataclass(frozen=True)
+class Dash(Method):
+    """Algorithm 1: the mean of 1(l <= rho) l over unlabeled images, l = H(label of the weak view, p(strong)).
+
+    rho = C gamma^-i rho_0 (equation 8), at least rho_min. rho_0 is the loss on labeled images after a warm-up that
+    learns from nothing else (a moving average over its batches here, the whole labeled set in TorchSSL and USB); i
+    grows by one `decays` times in training, every 10 of 1024 epochs there. Labels are sharpened, and hard once rho is
+    at rho_min. TorchSSL and USB select by the loss of the weak view instead: select 'weak'.
+    """
+
+    weight: float = 1.0
+    temperature: float = 0.5
+    C: float = 1.0001
+    gamma: float = 1.27
+    rho_min: float = 0.05
+    decays: float = 102.4  # how often the threshold falls by gamma
+    warm_up: float = 1 / 512  # fraction of training before: 2048 of 2^20 steps
+    select: str = 'strong'  # view whose loss is compared with rho: 'strong' (paper) or 'weak'
+    weak_batch_norm: str = JOINT  # 'joint' or 'no_grad', see methods/fixmatch.py
+
+    def views(self) -> dict[str, str]:
+        return {'labeled.weak': JOINT, 'unlabeled.weak': self.weak_batch_norm, 'unlabeled.strong': JOINT}
+
+    def init_state(self, data: DataSpec) -> dict:
+        return {'rho_0': jnp.log(jnp.float32(data.num_classes))}  # the loss of knowing nothing
+
+    def loss(self, inputs: Inputs, state: dict) -> Loss:
+        warm = inputs.progress >= self.warm_up
+        labeled = cross_entropy(inputs.labels, jax.lax.stop_gradient(inputs.outputs['labeled.weak']['logits'])).mean()
+        rho_0 = jnp.where(warm, state['rho_0'], ema(state['rho_0'], labeled, 0.9))
+        decays = jnp.floor((inputs.progress - self.warm_up) * self.decays)
+        rho = jnp.maximum(self.C * self.gamma**-decays * rho_0, self.rho_min)
+
+        weak, strong = (inputs.outputs[f'unlabeled.{view}']['logits'] for view in ('weak', 'strong'))
+        q = targets(weak)
+        label = jnp.where(rho <= self.rho_min, sharpen(q, 0), sharpen(q, self.temperature))
+        losses = cross_entropy(label, strong)
+        compared = jax.lax.stop_gradient({'strong': losses, 'weak': cross_entropy(label, weak)}[self.select])
+        guess = PseudoLabels(q.argmax(-1), (warm & (compared <= rho)).astype(jnp.float32))
+        loss = (guess.mask * losses).mean()
+        return Loss(self.weight * loss, {'rho_0': rho_0}, {'loss': loss, 'threshold': rho}, guess)

@@ -1,0 +1,58 @@
+"""FreeMatch (Wang et al. 2023, arXiv:2205.07246): thresholds that adapt themselves, and fairness between classes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from methods.base import JOINT, DataSpec, Inputs, Loss, Method
+from methods.terms import class_distribution, cross_entropy, ema, normalise, pseudo_labels, targets
+
+
+@dataclasses.dataclass(frozen=True)
+class FreeMatch(Method):
+    """Equations 5-12: weight * mean 1(max q >= tau(argmax q)) H(argmax q, p(strong)) + fairness_weight * L_f.
+
+    tau is the moving average of the mean confidence, tau(c) = tau * p(c) / max p with p the moving average of q.
+    L_f = -H(SumNorm(p / h), SumNorm(p_s / h_s)): p_s and h_s are mean prediction and histogram of classes of the
+    strong views that pass the mask, h the moving average of the histogram of weak views. It is negative, and falls as
+    the cross-entropy between the two grows; this sign is the paper's and the official code's (in TorchSSL and USB).
+    There 1 / h is 0 for a class that does not occur.
+    """
+
+    weight: float = 1.0  # w_u
+    fairness_weight: float = 0.001  # w_f; USB's settings; 0.01 in its code's default and TorchSSL's CIFAR-10
+    decay: float = 0.999  # lambda of the moving averages
+    weak_batch_norm: str = JOINT  # 'joint' or 'no_grad', see methods/fixmatch.py
+
+    def views(self) -> dict[str, str]:
+        return {'unlabeled.weak': self.weak_batch_norm, 'unlabeled.strong': JOINT}
+
+    def init_state(self, data: DataSpec) -> dict:
+        uniform = jnp.full(data.num_classes, 1 / data.num_classes)
+        return {'confidence': jnp.float32(1 / data.num_classes), 'p': uniform, 'histogram': uniform}
+
+    def loss(self, inputs: Inputs, state: dict) -> Loss:
+        q = targets(inputs.outputs['unlabeled.weak']['logits'])
+        strong = inputs.outputs['unlabeled.strong']['logits']
+        num_classes = q.shape[-1]
+        state = {
+            'confidence': ema(state['confidence'], q.max(-1).mean(), self.decay),
+            'p': ema(state['p'], q.mean(0), self.decay),
+            'histogram': ema(state['histogram'], class_distribution(q.argmax(-1), num_classes), self.decay),
+        }
+        guess = pseudo_labels(q, state['confidence'] * state['p'] / state['p'].max())
+        loss = (guess.mask * cross_entropy(guess.labels, strong)).mean()
+
+        p_strong = guess.mask[:, None] * jax.nn.softmax(strong)
+        histogram = (guess.mask[:, None] * jax.nn.one_hot(strong.argmax(-1), num_classes)).sum(0)
+        expected = normalise(state['p'] * _inverse(state['histogram']))
+        found = normalise(p_strong.sum(0) * _inverse(histogram))  # a common factor cancels
+        fairness = jnp.sum(expected * jnp.log(found + 1e-12)) * (guess.mask.sum() > 0)
+        total = self.weight * loss + self.fairness_weight * fairness
+        metrics = {'loss': loss, 'loss_fairness': fairness, 'threshold': state['confidence']}
+        return Loss(total, state, metrics, guess)
+
+
+def _inverse(histogram: jax.Array) -> jax.Array:
+    return jnp.where(histogram > 0, 1 / jnp.where(histogram > 0, histogram, 1), 0)

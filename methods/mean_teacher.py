@@ -1,0 +1,30 @@
+"""Mean Teacher (Tarvainen & Valpola 2017, arXiv:1703.01780): the averaged network teaches the one in training."""
+
+import dataclasses
+
+import jax
+
+from methods.base import IMAGES, Inputs, Loss, Method
+from methods.terms import ramp, squared_difference, targets
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanTeacher(Method):
+    """Equation of section 2: weight * ramp * mean over images and classes of (p(weak; EMA) - p(weak2))^2.
+
+    The teacher is the exponential moving average that the run keeps and evaluates (setting ema_decay, 0.999 in the
+    paper). The paper's weight is 100 with a sigmoid ramp over 80 epochs; weight and linear ramp are those of the
+    MixMatch and FixMatch codebases. Both networks normalise with the batch's own statistics, out of the running ones.
+    """
+
+    weight: float = 50.0
+    ramp: float = 0.4  # fraction of training over which the weight rises
+
+    def views(self) -> dict[str, str]:
+        return {'unlabeled.weak': IMAGES, 'unlabeled.weak2': IMAGES}
+
+    def loss(self, inputs: Inputs, state: tuple) -> Loss:
+        teacher = inputs.forward(inputs.ema_params, inputs.images['unlabeled.weak'])[0]['logits']
+        student = inputs.forward(inputs.params, inputs.images['unlabeled.weak2'])[0]['logits']
+        loss = squared_difference(targets(teacher), jax.nn.softmax(student)).mean()
+        return Loss(self.weight * ramp(inputs.progress, self.ramp) * loss, metrics={'loss': loss})

@@ -1,0 +1,30 @@
+"""Pseudo-Label (Lee 2013, ICML workshop): the network's own confident classes are labels for the same image."""
+
+import dataclasses
+
+from methods.base import IMAGES, Inputs, Loss, Method
+from methods.terms import cross_entropy, pseudo_labels, ramp, targets
+
+
+@dataclasses.dataclass(frozen=True)
+class PseudoLabel(Method):
+    """Lee's equations 15 and 16 with a confidence threshold: weight * ramp * mean 1(max p >= threshold) H(argmax p, p).
+
+    Lee has no threshold (0 here) and ramps the weight up to 3. The threshold, the weight of 1 and the linear ramp over
+    the first 0.4 of training are those of Oliver et al. (2018, arXiv:1804.09170) and of the MixMatch and FixMatch
+    codebases. There the unlabeled batch is normalised with its own statistics and kept out of the running ones.
+    """
+
+    threshold: float = 0.95
+    weight: float = 1.0
+    ramp: float = 0.4  # fraction of training over which the weight rises
+
+    def views(self) -> dict[str, str]:
+        return {'unlabeled.weak': IMAGES}
+
+    def loss(self, inputs: Inputs, state: tuple) -> Loss:
+        logits = inputs.forward(inputs.params, inputs.images['unlabeled.weak'])[0]['logits']
+        guess = pseudo_labels(targets(logits), self.threshold)
+        loss = (guess.mask * cross_entropy(guess.labels, logits)).mean()
+        weight = self.weight * ramp(inputs.progress, self.ramp)
+        return Loss(weight * loss, metrics={'loss': loss}, pseudo_labels=guess)

@@ -1,0 +1,62 @@
+"""Self-training in rounds: train, label the unlabeled images, train on those labels too, and again.
+
+Curriculum Labeling (Cascante-Bonilla et al. 2021, arXiv:2001.06001) with the class balance of Noisy Student (Xie et
+al. 2020, arXiv:1911.04252), which is a setting of it: view 'strong', soft True, growing False.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from methods.base import IMAGES, JOINT, DataSpec, Inputs, Loss, Method, PseudoLabels
+from methods.terms import cross_entropy
+
+_VIEWS = {'weak': 'unlabeled.weak', 'strong': 'unlabeled.strong'}
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfTraining(Method):
+    """mean mask H(label, p) over the unlabeled images, with labels that stay fixed for a round.
+
+    The first round has none. Each later round begins with the EMA network's prediction for every unlabeled image.
+    Of those predicted as a class it keeps the most confident, the same number for every class: N / C images in the
+    last round, and in the r-th of R - 1 rounds the share r / (R - 1) of that (curriculum labeling raises the share by
+    20 points a round). The steps of the run are split evenly over the rounds.
+    """
+
+    rounds: int = 6
+    restart: bool = True  # every round from new parameters (both papers), or from the last student
+    growing: bool = True  # the share of the images that a round uses grows, or is 1 from the second round
+    threshold: float = 0.0  # least confidence of a label; Noisy Student 0.3 on ImageNet
+    soft: bool = False  # labels are probabilities (Noisy Student) or classes
+    view: str = 'weak'  # that the student learns from: 'weak' or 'strong' (the noise of Noisy Student)
+    weight: float = 1.0
+
+    def views(self) -> dict[str, str]:
+        return {_VIEWS[self.view]: JOINT}
+
+    def init_state(self, data: DataSpec) -> dict:
+        return {
+            'labels': jnp.zeros((data.num_unlabeled, data.num_classes)),
+            'mask': jnp.zeros(data.num_unlabeled),
+        }
+
+    def loss(self, inputs: Inputs, state: dict) -> Loss:
+        index = inputs.indices['unlabeled']
+        labels, mask = state['labels'][index], state['mask'][index]
+        loss = (mask * cross_entropy(labels, inputs.outputs[_VIEWS[self.view]]['logits'])).mean()
+        guess = PseudoLabels(labels.argmax(-1), mask)
+        return Loss(self.weight * loss, state, {'loss': loss}, guess)
+
+    def relabel(self, state: dict, probabilities: jax.Array, round_number: jax.Array) -> dict:
+        count, num_classes = probabilities.shape
+        classes, confidence = probabilities.argmax(-1), probabilities.max(-1)
+        # Rank of each image among those of its class: sort by class, then by falling confidence.
+        order = jnp.lexsort((-confidence, classes))
+        first = jnp.searchsorted(classes[order], jnp.arange(num_classes))
+        rank = jnp.zeros(count, jnp.int32).at[order].set(jnp.arange(count) - first[classes[order]])
+        share = round_number / (self.rounds - 1) if self.growing else 1.0
+        mask = (rank < share * count / num_classes) & (confidence >= self.threshold)
+        labels = probabilities if self.soft else jax.nn.one_hot(classes, num_classes)
+        return {'labels': labels, 'mask': mask.astype(jnp.float32)}

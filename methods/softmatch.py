@@ -1,0 +1,47 @@
+"""SoftMatch (Chen et al. 2023, arXiv:2301.10921): every pseudo-label counts, by how confident it is among the others."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from methods.base import JOINT, DataSpec, Inputs, Loss, Method, PseudoLabels
+from methods.terms import align, cross_entropy, ema, targets
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftMatch(Method):
+    """Equations 4-11: the mean of lambda(q) H(argmax q, p(strong)) with a truncated Gaussian for the weight,
+
+    lambda(q) = exp(-(max UA(q) - mu)^2 / (2 var / sigmas^2)) below mu and 1 above. mu and var are moving averages of
+    mean and unbiased variance of max q. UA, uniform alignment, multiplies q by (1/C) / (moving average of q) and
+    normalises; it is used for the weight only, the label is that of q. USB takes mu and var after alignment; the paper
+    and TorchSSL before.
+    """
+
+    weight: float = 1.0
+    sigmas: float = 2.0  # the Gaussian is narrower by this factor, in TorchSSL and USB
+    decay: float = 0.999  # m of the moving averages
+    alignment: bool = True  # UA
+    weak_batch_norm: str = JOINT  # 'joint' or 'no_grad', see methods/fixmatch.py
+
+    def views(self) -> dict[str, str]:
+        return {'unlabeled.weak': self.weak_batch_norm, 'unlabeled.strong': JOINT}
+
+    def init_state(self, data: DataSpec) -> dict:
+        uniform = jnp.full(data.num_classes, 1 / data.num_classes)
+        return {'mean': jnp.float32(1 / data.num_classes), 'var': jnp.float32(1), 'q': uniform}
+
+    def loss(self, inputs: Inputs, state: dict) -> Loss:
+        q = targets(inputs.outputs['unlabeled.weak']['logits'])
+        confidence = q.max(-1)
+        state = {
+            'mean': ema(state['mean'], confidence.mean(), self.decay),
+            'var': ema(state['var'], confidence.var(ddof=1), self.decay),
+            'q': ema(state['q'], q.mean(0), self.decay),
+        }
+        if self.alignment:
+            confidence = align(q, 1 / q.shape[-1], state['q']).max(-1)
+        below = jnp.minimum(confidence - state['mean'], 0)
+        guess = PseudoLabels(q.argmax(-1), jnp.exp(-jnp.square(below) / (2 * state['var'] / self.sigmas**2)))
+        loss = (guess.mask * cross_entropy(guess.labels, inputs.outputs['unlabeled.strong']['logits'])).mean()
+        return Loss(self.weight * loss, state, {'loss': loss, 'threshold': state['mean']}, guess)

@@ -1,0 +1,107 @@
+"""What the losses of several methods are made of. Pure functions; p and q are probabilities, `[n, C]`."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from methods.base import PseudoLabels
+
+_TINY = 1e-7  # keeps divisions and logarithms of probabilities finite
+
+
+def cross_entropy(targets: jax.Array, logits: jax.Array) -> jax.Array:
+    """H(targets, softmax(logits)) of each example, `[n]`. targets: classes, int `[n]`, or probabilities `[n, C]`."""
+    if jnp.issubdtype(targets.dtype, jnp.integer):
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def entropy(p: jax.Array) -> jax.Array:
+    """-sum p log p over the last axis, in nats."""
+    return -jnp.sum(jax.scipy.special.xlogy(p, p), axis=-1)
+
+
+def kl_divergence(p: jax.Array, logits: jax.Array) -> jax.Array:
+    """KL(p || softmax(logits)) of each example, `[n]`."""
+    return cross_entropy(p, logits) - entropy(p)
+
+
+def squared_difference(p: jax.Array, q: jax.Array) -> jax.Array:
+    """(p - q)^2 of each example, averaged over classes, `[n]`."""
+    return jnp.square(p - q).mean(-1)
+
+
+def targets(logits: jax.Array) -> jax.Array:
+    """softmax(logits) to learn from: no gradient flows back through it."""
+    return jax.nn.softmax(jax.lax.stop_gradient(logits))
+
+
+def sharpen(p: jax.Array, temperature: float) -> jax.Array:
+    """Normalised p^(1/T) (MixMatch, equation 7). T = 1 leaves p; T = 0, the limit, gives one-hot labels."""
+    if temperature == 0:
+        return jax.nn.one_hot(p.argmax(-1), p.shape[-1])
+    return normalise(p ** (1 / temperature))
+
+
+def normalise(p: jax.Array) -> jax.Array:
+    """p scaled to sum to one along the last axis."""
+    return p / jnp.maximum(p.sum(-1, keepdims=True), _TINY)
+
+
+def align(p: jax.Array, wanted: jax.Array, observed: jax.Array) -> jax.Array:
+    """Distribution alignment (ReMixMatch, section 3.1): p times wanted / observed class frequencies, normalised."""
+    return normalise(p * wanted / jnp.maximum(observed, _TINY))
+
+
+def class_distribution(labels: jax.Array, num_classes: int) -> jax.Array:
+    """The frequency of each class among labels `[n]`, float32 `[C]`."""
+    return jnp.bincount(labels, length=num_classes) / len(labels)
+
+
+def pseudo_labels(p: jax.Array, threshold: float | jax.Array) -> PseudoLabels:
+    """The likeliest classes, and 1 where their probability reaches the threshold (a number, or one a class)."""
+    labels = p.argmax(-1)
+    threshold = jnp.broadcast_to(threshold, p.shape[-1:])[labels]
+    return PseudoLabels(labels, (p.max(-1) >= threshold).astype(jnp.float32))
+
+
+def ramp(progress: jax.Array, length: float) -> jax.Array:
+    """Rises linearly from 0 to 1 over the first `length` of training; 1 from the start for length 0."""
+    return jnp.clip(progress / length, 0, 1) if length else jnp.float32(1)
+
+
+def ema(average: jax.Array, value: jax.Array, decay: float) -> jax.Array:
+    """The exponential moving average after one more value."""
+    return decay * average + (1 - decay) * value
+
+
+def push(queue: jax.Array, new: jax.Array) -> jax.Array:
+    """A first-in-first-out memory `[N, ...]` after `new`, `[n, ...]` with n <= N, has taken the oldest places."""
+    return jnp.concatenate([queue[len(new) :], new])
+
+
+def mixup(key: jax.Array, alpha: float, examples: tuple, partners: tuple, per_example: bool = True) -> tuple:
+    """lambda * examples + (1 - lambda) * partners, lambda ~ Beta(alpha, alpha), at least 1/2 (MixMatch, eq. 8-11).
+
+    examples, partners: arrays `[n, ...]`, such as (images, targets). per_example: one lambda for each of the n, or
+    one for all of them.
+    """
+    share = jax.random.beta(key, alpha, alpha, (len(examples[0]) if per_example else 1,))
+    share = jnp.maximum(share, 1 - share)
+
+    def mix(a, b):
+        s = share.reshape(-1, *[1] * (a.ndim - 1))
+        return s * a + (1 - s) * b
+
+    return tuple(map(mix, examples, partners))
+
+
+def unit(vectors: jax.Array) -> jax.Array:
+    """Vectors `[n, D]` scaled to length one."""
+    return vectors * jax.lax.rsqrt(jnp.maximum(jnp.square(vectors).sum(-1, keepdims=True), _TINY**2))
+
+
+def rotate(images: jax.Array, turns: jax.Array) -> jax.Array:
+    """Square images `[n, S, S, C]`, each turned counterclockwise by 90 degrees `turns` times, int `[n]` in 0..3."""
+    turned = jnp.stack([jnp.rot90(images, k, axes=(1, 2)) for k in range(4)])
+    return turned[turns, jnp.arange(len(images))]

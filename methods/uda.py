@@ -1,0 +1,31 @@
+"""UDA (Xie et al. 2020, arXiv:1904.12848): the strong view should agree with the sharpened prediction of the weak."""
+
+import dataclasses
+
+from methods.base import JOINT, Inputs, Loss, Method
+from methods.terms import kl_divergence, pseudo_labels, sharpen, targets
+
+
+@dataclasses.dataclass(frozen=True)
+class UDA(Method):
+    """Equation 1 with section 2.3's sharpening and confidence mask: mean 1(max p >= threshold) KL(p^(1/T) || p(strong)).
+
+    The mask looks at the prediction before it is sharpened. threshold and temperature are the paper's and the official
+    code's for CIFAR-10; FixMatch's re-implementation has 0.95 and 1. USB has a soft cross-entropy, whose gradient is
+    the same. Training signal annealing, which drops easy labeled examples, is left out as in both.
+    """
+
+    threshold: float = 0.8
+    temperature: float = 0.4
+    weight: float = 1.0
+    weak_batch_norm: str = JOINT  # 'joint' or 'no_grad', see methods/fixmatch.py
+
+    def views(self) -> dict[str, str]:
+        return {'unlabeled.weak': self.weak_batch_norm, 'unlabeled.strong': JOINT}
+
+    def loss(self, inputs: Inputs, state: tuple) -> Loss:
+        p = targets(inputs.outputs['unlabeled.weak']['logits'])
+        strong = inputs.outputs['unlabeled.strong']['logits']
+        guess = pseudo_labels(p, self.threshold)
+        loss = (guess.mask * kl_divergence(sharpen(p, self.temperature), strong)).mean()
+        return Loss(self.weight * loss, metrics={'loss': loss}, pseudo_labels=guess)

@@ -1,0 +1,62 @@
+"""What the log says of pseudo-labels, and warnings when training goes wrong in one of the ways it usually does."""
+
+import numpy as np
+from absl import logging
+
+_STRETCH = 0.1  # of all steps: how long something has to last before it is worth a warning
+_NEARLY_ALL = 0.9  # share of pseudo-labels
+
+
+def of_histogram(counts: np.ndarray) -> dict[str, float | None]:
+    """Describes the pseudo-labels used, by their number in each class `[C]`; None where there are none.
+
+    entropy: of the class frequencies, in nats; log C where all classes are equally frequent, 0 where there is one.
+    top_class, top_class_share: the most frequent class, and its share.
+    """
+    if not counts.sum() > 0:
+        return dict.fromkeys(('entropy', 'top_class', 'top_class_share'))
+    p = counts / counts.sum()
+    entropy = float(-np.sum(p[p > 0] * np.log(p[p > 0])))
+    return {'entropy': entropy, 'top_class': int(p.argmax()), 'top_class_share': float(p.max())}
+
+
+class Watch:
+    """Follows the logged rows of a run and warns, once a stretch, of a method that has stopped learning."""
+
+    def __init__(self, steps: int):
+        self._stretch = max(1, round(_STRETCH * steps))
+        self._since: dict[str, int] = {}  # {what is wrong: step at which it began}
+        self._warned: set[str] = set()
+
+    def row(self, step: int, row: dict[str, float | None]) -> None:
+        """Takes a row of training metrics, means over the steps since the one before."""
+        for key, value in row.items():
+            method, _, name = key.partition('/')
+            if name == 'loss':
+                self._check(f'{method}/loss', value == 0, step, _ZERO.format(method=method))
+            elif name == 'pseudo_label_top_class_share':
+                top = row[f'{method}/pseudo_label_top_class']
+                collapsed = value is not None and value >= _NEARLY_ALL
+                self._check(f'{method}/collapse', collapsed, step, _COLLAPSE.format(method=method, top=top))
+
+    def _check(self, what: str, wrong: bool, step: int, message: str) -> None:
+        if not wrong:
+            self._since.pop(what, None)
+            self._warned.discard(what)
+            return
+        began = self._since.setdefault(what, step)
+        if step - began >= self._stretch and what not in self._warned:
+            self._warned.add(what)
+            logging.warning('Steps %d to %d: %s', began, step, message)
+
+
+_ZERO = (
+    '{method}/loss was exactly 0, so {method} teaches nothing. If {method}/mask_rate is 0, no pseudo-label is confident '
+    'enough: lower the threshold (--config.methods.{method}.threshold, where there is one) or train longer; otherwise '
+    'look whether the unlabeled images differ between views (data.weak, data.strong).'
+)
+_COLLAPSE = (
+    "nearly all pseudo-labels of {method} were class {top}. Unless the unlabeled images are like that, try a lower "
+    'optimizer.learning_rate, more steps or labels, or a method with distribution alignment '
+    '(--config.methods.fixmatch.alignment=True, adamatch).'
+)
