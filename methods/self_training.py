@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from methods.base import IMAGES, JOINT, DataSpec, Inputs, Loss, Method, PseudoLabels
+from methods.base import JOINT, DataSpec, Inputs, Loss, Method, PseudoLabels
 from methods.terms import cross_entropy
 
 _VIEWS = {'weak': 'unlabeled.weak', 'strong': 'unlabeled.strong'}

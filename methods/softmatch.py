@@ -1,4 +1,4 @@
-"""SoftMatch (Chen et al. 2023, arXiv:2301.10921): every pseudo-label counts, by how confident it is among the others."""
+"""SoftMatch (Chen et al. 2023, arXiv:2301.10921): every pseudo-label counts, weighted by its confidence."""
 
 import dataclasses
 

@@ -8,7 +8,7 @@ from methods.terms import kl_divergence, pseudo_labels, sharpen, targets
 
 @dataclasses.dataclass(frozen=True)
 class UDA(Method):
-    """Equation 1 with section 2.3's sharpening and confidence mask: mean 1(max p >= threshold) KL(p^(1/T) || p(strong)).
+    """Equation 1, sharpened and masked (section 2.3): mean 1(max p >= threshold) KL(p^(1/T) || p(strong)).
 
     The mask looks at the prediction before it is sharpened. threshold and temperature are the paper's and the official
     code's for CIFAR-10; FixMatch's re-implementation has 0.95 and 1. USB has a soft cross-entropy, whose gradient is

@@ -16,7 +16,7 @@ def of_histogram(counts: np.ndarray) -> dict[str, float | None]:
     if not counts.sum() > 0:
         return dict.fromkeys(('entropy', 'top_class', 'top_class_share'))
     p = counts / counts.sum()
-    entropy = float(-np.sum(p[p > 0] * np.log(p[p > 0])))
+    entropy = abs(float(np.sum(p[p > 0] * np.log(p[p > 0]))))
     return {'entropy': entropy, 'top_class': int(p.argmax()), 'top_class_share': float(p.max())}
 
 
@@ -51,12 +51,12 @@ class Watch:
 
 
 _ZERO = (
-    '{method}/loss was exactly 0, so {method} teaches nothing. If {method}/mask_rate is 0, no pseudo-label is confident '
+    '{method}/loss was exactly 0: {method} teaches nothing. If {method}/mask_rate is 0, no pseudo-label is confident '
     'enough: lower the threshold (--config.methods.{method}.threshold, where there is one) or train longer; otherwise '
     'look whether the unlabeled images differ between views (data.weak, data.strong).'
 )
 _COLLAPSE = (
-    "nearly all pseudo-labels of {method} were class {top}. Unless the unlabeled images are like that, try a lower "
+    'nearly all pseudo-labels of {method} were class {top}. Unless the unlabeled images are like that, try a lower '
     'optimizer.learning_rate, more steps or labels, or a method with distribution alignment '
     '(--config.methods.fixmatch.alignment=True, adamatch).'
 )
