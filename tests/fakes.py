@@ -1,0 +1,71 @@
+"""Inputs of a loss without an engine: small random images and a linear network that NumPy can follow."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from methods.base import DataSpec, Inputs
+
+NUM_CLASSES = 3
+IMAGE_SHAPE = (4, 4, 1)
+LABELS = np.int32([0, 1, 2, 0, 1])  # of the whole labeled pool
+SPEC = DataSpec(NUM_CLASSES, IMAGE_SHAPE, LABELS, num_unlabeled=7, batch_sizes={'labeled': 2, 'unlabeled': 4})
+INDICES = {'labeled': np.int32([3, 1]), 'unlabeled': np.int32([5, 0, 2, 6])}
+VIEWS = tuple(
+    f'{stream}.{augmentation}{number}'
+    for stream in ('labeled', 'unlabeled')
+    for augmentation in ('weak', 'strong')
+    for number in ('', *range(2, 9))
+)
+
+
+def images(seed: int = 0) -> dict[str, np.ndarray]:
+    """Returns every view that a method can ask for, float32 `[n, H, W, C]` in [-1, 1]."""
+    rng = np.random.default_rng(seed)
+    return {
+        view: rng.uniform(-1, 1, (SPEC.batch_sizes[view.split('.')[0]], *IMAGE_SHAPE)).astype(np.float32)
+        for view in VIEWS
+    }
+
+
+def params(method, seed: int = 1, scale: float = 1.0) -> dict[str, np.ndarray]:
+    """Returns {output: float32 `[pixels, width]`} for logits and the heads of a method."""
+    rng = np.random.default_rng(seed)
+    widths = {'logits': NUM_CLASSES, **{name: widths[-1] for name, widths in method.heads().items()}}
+    return {
+        name: scale * rng.standard_normal((int(np.prod(IMAGE_SHAPE)), width)).astype(np.float32)
+        for name, width in widths.items()
+    }
+
+
+def network(params, images) -> dict:
+    """The network: every output is images, flattened, times a matrix. Works on NumPy and JAX arrays."""
+    return {name: images.reshape(len(images), -1) @ matrix for name, matrix in params.items()}
+
+
+def forward(params, images) -> tuple[dict, dict]:
+    """`Inputs.forward` of that network; its 'running statistics' are the mean image."""
+    return network(params, images), {'mean': jnp.mean(images, axis=0)}
+
+
+def inputs(method, *, seed: int = 0, progress: float = 0.5, scale: float = 1.0, views=None, **changes) -> Inputs:
+    """Returns inputs of a step for a method.
+
+    views: images instead of the random ones. changes: fields of Inputs to replace.
+    """
+    views = images(seed) if views is None else views
+    student, teacher = params(method, scale=scale), params(method, seed=2, scale=scale)
+    values = Inputs(
+        labels=jnp.asarray(LABELS[INDICES['labeled']]),
+        indices={stream: jnp.asarray(index) for stream, index in INDICES.items()},
+        images={view: jnp.asarray(x) for view, x in views.items()},
+        outputs={view: network(student, jnp.asarray(x)) for view, x in views.items()},
+        progress=jnp.float32(progress),
+        key=jax.random.key(3),
+        params=jax.tree.map(jnp.asarray, student),
+        ema_params=jax.tree.map(jnp.asarray, teacher),
+        forward=forward,
+    )
+    return dataclasses.replace(values, **changes)
