@@ -57,7 +57,7 @@ def serve(policy: str, convolution: str, batch_size: int) -> None:
     step = jax.jit(functools.partial(step_lib.step, trainer), donate_argnums=0)
     with jax.set_mesh(mesh):
         batch = mesh_lib.put_batch(mesh, host_batch)
-        state = mesh_lib.put_replicated(mesh, jax.jit(functools.partial(step_lib.init, trainer))(batch))
+        state = mesh_lib.put_replicated(mesh, step_lib.init(trainer, batch))
         print(f'jax {jax.__version__}, {mesh.size} x {jax.devices()[0].device_kind}', flush=True)
         for line in sys.stdin:
             start = time.perf_counter()

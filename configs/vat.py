@@ -25,7 +25,7 @@ def get_config(arg: str = '') -> ConfigDict:
         'weight': 0.3,
         'ramp': 0.4,
         'epsilon': {'digits': 0.9, 'fashion_mnist': 3.0}.get(arg['data'], 6.0),  # the same for a pixel
-        'xi': 1e-06,
+        'xi': 1e-3,
         'iterations': 1,
         'entropy_weight': 0.06,
     }

@@ -17,7 +17,8 @@ class ReMixMatch(Method):
     where u_1 is the first strong view before mixing. Guesses come from the weak view, aligned with the class
     frequencies of the labels by a moving average of the last `average` batches, then sharpened. All images with
     gradient pass the network as one batch, which gives the running statistics. Strong views here are RandAugment's
-    (the paper: CTAugment). Official: 8 strong views, 1 for 40 labels with a rotation weight of 2; TorchSSL, USB: 2.
+    (the paper: CTAugment). Official: 8 strong views; for 40 labels 1, a
+    rotation weight of 2 and a ramp of 1/8. TorchSSL, USB: 2 views.
     """
 
     temperature: float = 0.5

@@ -20,9 +20,9 @@ class SelfTraining(Method):
     """mean mask H(label, p) over the unlabeled images, with labels that stay fixed for a round.
 
     The first round has none. Each later round begins with the EMA network's prediction for every unlabeled image.
-    Of those predicted as a class it keeps the most confident, the same number for every class: N / C images in the
-    last round, and in the r-th of R - 1 rounds the share r / (R - 1) of that (curriculum labeling raises the share by
-    20 points a round). The steps of the run are split evenly over the rounds.
+    Of those predicted as a class it keeps the most confident, at most the same number for every class: N / C images,
+    rounded up, in the last round, and in the r-th of R - 1 rounds the share r / (R - 1) of that (curriculum labeling
+    raises the share by 20 points a round). The steps of the run are split evenly over the rounds.
     """
 
     rounds: int = 6
@@ -56,7 +56,8 @@ class SelfTraining(Method):
         order = jnp.lexsort((-confidence, classes))
         first = jnp.searchsorted(classes[order], jnp.arange(num_classes))
         rank = jnp.zeros(count, jnp.int32).at[order].set(jnp.arange(count) - first[classes[order]])
-        share = round_number / (self.rounds - 1) if self.growing else 1.0
-        mask = (rank < share * count / num_classes) & (confidence >= self.threshold)
+        part, parts = (round_number, self.rounds - 1) if self.growing else (1, 1)
+        quota = -(-part * count // (parts * num_classes))
+        mask = (rank < quota) & (confidence >= self.threshold)
         labels = probabilities if self.soft else jax.nn.one_hot(classes, num_classes)
         return {'labels': labels, 'mask': mask.astype(jnp.float32)}

@@ -6,7 +6,7 @@ import optax
 
 from methods.base import PseudoLabels
 
-_TINY = 1e-7  # keeps divisions and logarithms of probabilities finite
+_TINY = 1e-30  # keeps divisions and logarithms of probabilities finite
 
 
 def cross_entropy(targets: jax.Array, logits: jax.Array) -> jax.Array:
@@ -18,7 +18,7 @@ def cross_entropy(targets: jax.Array, logits: jax.Array) -> jax.Array:
 
 def entropy(p: jax.Array) -> jax.Array:
     """-sum p log p over the last axis, in nats."""
-    return -jnp.sum(jax.scipy.special.xlogy(p, p), axis=-1)
+    return -jnp.sum(p * jnp.log(jnp.maximum(p, _TINY)), axis=-1)  # finite, as is its gradient, where p is 0
 
 
 def kl_divergence(p: jax.Array, logits: jax.Array) -> jax.Array:
@@ -40,7 +40,7 @@ def sharpen(p: jax.Array, temperature: float) -> jax.Array:
     """Normalised p^(1/T) (MixMatch, equation 7). T = 1 leaves p; T = 0, the limit, gives one-hot labels."""
     if temperature == 0:
         return jax.nn.one_hot(p.argmax(-1), p.shape[-1])
-    return normalise(p ** (1 / temperature))
+    return normalise((p / p.max(-1, keepdims=True)) ** (1 / temperature))
 
 
 def normalise(p: jax.Array) -> jax.Array:
@@ -98,7 +98,7 @@ def mixup(key: jax.Array, alpha: float, examples: tuple, partners: tuple, per_ex
 
 def unit(vectors: jax.Array) -> jax.Array:
     """Vectors `[n, D]` scaled to length one."""
-    return vectors * jax.lax.rsqrt(jnp.maximum(jnp.square(vectors).sum(-1, keepdims=True), _TINY**2))
+    return vectors * jax.lax.rsqrt(jnp.maximum(jnp.square(vectors).sum(-1, keepdims=True), 1e-14))
 
 
 def rotate(images: jax.Array, turns: jax.Array) -> jax.Array:

@@ -11,19 +11,21 @@ from methods.terms import entropy, kl_divergence, ramp, targets
 
 @dataclasses.dataclass(frozen=True)
 class VAT(Method):
-    """Equations 5-12: weight * ramp * mean KL(p(x) || p(x + r)) + entropy_weight * mean H(p(x)).
+    """Section 3: weight * ramp * mean KL(p(x) || p(x + r)) + entropy_weight * mean H(p(x)).
 
-    r has length epsilon and the direction in which the divergence grows fastest, found by power iteration from a
-    random start: d <- normalised gradient of KL(p(x) || p(x + xi d)) in d. Entropy minimisation is section 4.1's
-    VAT+EntMin. Weight and ramp are FixMatch's codebase's (USB: weight 1; the paper: 1 and no ramp, entropy_weight 1
-    and epsilon chosen for each data set). Lengths are those of normalised pixels. Batches are normalised with their
-    own statistics, out of the running ones.
+    r has length epsilon (in normalised pixels) and the direction in which the divergence grows fastest, found by power
+    iteration from a random start: d <- normalised gradient of KL(p(x) || p(x + xi d)) in d. With entropy minimisation
+    it is VAT+EntMin. Weight and ramp are FixMatch's codebase's (USB: weight 1; the paper: 1 and no ramp, entropy_weight
+    1 and epsilon chosen for each data set). Batches are normalised with their own statistics, out of the running ones.
+
+    The known codebases have xi = 1e-6. In float32 rounding hides the gradient there: on trained networks the direction
+    has a median cosine of 0.2 to 0.5 with the exact one, at 1e-3 one above 0.999 (tests/test_golden_guessing.py).
     """
 
     weight: float = 0.3
     ramp: float = 0.4  # fraction of training over which the weight rises
     epsilon: float = 6.0  # length of the perturbation
-    xi: float = 1e-6  # length of the step that the direction is found with; the codebases' own
+    xi: float = 1e-3  # length of the step that the direction is found with
     iterations: int = 1  # of the power method
     entropy_weight: float = 0.06
 
@@ -51,6 +53,6 @@ class VAT(Method):
 
 def _unit(images: jax.Array) -> jax.Array:
     """Images `[n, H, W, C]`, each scaled to length one over all its pixels."""
-    # In two steps: the squares of a gradient taken at distance xi would underflow.
+    # In two steps: the squares of a small gradient would underflow.
     images = images / jnp.maximum(jnp.abs(images).max(axis=(1, 2, 3), keepdims=True), 1e-30)
     return images / jnp.sqrt(jnp.square(images).sum(axis=(1, 2, 3), keepdims=True) + 1e-12)

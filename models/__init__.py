@@ -25,7 +25,8 @@ class Model:
 
     def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> Variables:
         """Draws variables for images of shape `[H, W, C]`."""
-        return self.module.init(key, Batch(jnp.zeros((1, *image_shape))), train=False)
+        init = jax.jit(self.module.init, static_argnames='train')
+        return init(key, Batch(jnp.zeros((1, *image_shape))), train=False)
 
     def apply(self, variables: Variables, images: Batch, train: bool) -> tuple[dict[str, Batch], Any]:
         """Runs the network on one joint batch of normalised images, float32 `[N, H, W, C]`.

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import pathlib
 
 os.environ['JAX_NUM_CPU_DEVICES'] = '2'
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -12,9 +13,10 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 import jax
 import pytest
 
+import configs
 from train import settings as settings_lib
 
-CONFIGS = ('fixmatch', 'supervised')  # all files of configs/ but common.py
+CONFIGS = sorted(p.stem for p in pathlib.Path(configs.__path__[0]).glob('*.py') if p.stem not in ('common', '__init__'))
 
 TINY = {
     'batch_size': 4,

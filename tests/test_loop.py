@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 
-import conftest
 import jax
 import numpy as np
 import pytest
@@ -38,10 +37,10 @@ def without_times(workdir):
 
 def final_state(settings, workdir, data_dir):
     """Returns every array of the last checkpoint by name."""
-    trainer = step_lib.Trainer.create(settings, 10)
     streams = Streams.load(settings, data_dir)
+    trainer = step_lib.Trainer.create(settings, streams.spec(settings))
     batch = streams.batches(trainer.batch_sizes, 0, 0)
-    like = jax.jit(lambda b: step_lib.init(trainer, b))(batch)
+    like = step_lib.init(trainer, batch)
     with Checkpoints(workdir / 'checkpoints') as checkpoints:
         state = checkpoints.latest(like)
     leaves = jax.tree_util.tree_leaves_with_path(state)
@@ -58,7 +57,8 @@ def assert_same_end(settings, a, b, data_dir):
     assert results[0] == results[1]
 
 
-@pytest.fixture(scope='module', params=conftest.CONFIGS)
+# One method without rounds and one with; tests/test_behaviour.py has all of them through a checkpoint.
+@pytest.fixture(scope='module', params=['fixmatch', 'self_training'])
 def finished(request, make_settings, data_dir, tmp_path_factory):
     """Returns (name of the config, settings, folder of an uninterrupted run, its result)."""
     settings = make_settings(request.param)
@@ -140,7 +140,7 @@ def wait_for(process, path):
         time.sleep(0.001)
 
 
-@pytest.fixture(scope='module', params=conftest.CONFIGS)
+@pytest.fixture(scope='module', params=['fixmatch', 'self_training'])
 def longer(request, make_settings, data_dir, tmp_path_factory):
     """Returns the same as `finished` for a run that lasts long enough to be stopped for sure."""
     settings = make_settings(request.param, steps=60)
@@ -251,15 +251,17 @@ def test_labels_of_an_earlier_run_can_be_used_again(finished, make_settings, dat
 def test_evaluation_counts_every_example_exactly_once(count, make_settings, data_dir, mesh, monkeypatch):
     monkeypatch.setattr(evaluation, 'BATCH_SIZE', 256)
     settings = make_settings('supervised')
-    trainer = step_lib.Trainer.create(settings, 10)
+    trainer = step_lib.Trainer.create(settings, Streams.load(settings, data_dir).spec(settings))
     variables = trainer.model.init(jax.random.key(0), (8, 8, 1))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 8, 8, 1), np.uint8)
     labels = rng.integers(0, 10, count).astype(np.int32)
-    score = evaluation.create(trainer, mesh)(variables['params'], variables['batch_stats'], images, labels)
+    predicted = evaluation.create(trainer, mesh)(variables['params'], variables['batch_stats'], images)
+    score = evaluation.score(predicted, labels)
     normalised = (images.astype(np.float32) / 255 - 0.5) / 0.5
     logits = trainer.model.apply(variables, step_lib.models.Batch(normalised), train=False)[0]['logits'].grad
     logits = np.float64(logits)
+    np.testing.assert_allclose(predicted, logits, rtol=1e-4, atol=1e-5)
     assert score['accuracy'] == pytest.approx((logits.argmax(-1) == labels).mean())
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     assert score['loss'] == pytest.approx(-log_p[np.arange(count), labels].mean(), rel=1e-4)

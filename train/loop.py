@@ -64,7 +64,7 @@ def _train(trainer: step_lib.Trainer, streams: Streams, folder: RunFolder) -> st
         return mesh_lib.put_batch(mesh, streams.batches(sizes, settings.seed, step))
 
     with _signals() as caught, jax.set_mesh(mesh), Checkpoints(folder.path / 'checkpoints') as checkpoints:
-        state = mesh_lib.put_replicated(mesh, jax.jit(functools.partial(step_lib.init, trainer))(batch(0)))
+        state = mesh_lib.put_replicated(mesh, step_lib.init(trainer, batch(0)))
         if (saved := checkpoints.latest(like=state)) is not None:
             state = saved
             print(f'Continuing after step {int(state.step)}.')

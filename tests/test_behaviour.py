@@ -1,0 +1,292 @@
+"""What every method must do, whatever its loss: found by their files, so that a new one is tested without being named.
+
+The first half calls the losses on a linear network (tests/fakes.py), the second makes real steps.
+"""
+
+import dataclasses
+import functools
+
+import conftest
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import methods
+from methods.base import IMAGES, JOINT, Inputs, Loss, Method
+from methods.terms import cross_entropy, rotate
+from train import mesh as mesh_lib
+from train import step as step_lib
+from train.checkpoint import Checkpoints
+from train.streams import Streams
+
+UNLABELED = [name for name in methods.names() if name != 'supervised']
+# Values that let an untrained network's pseudo-labels through, for whichever field of a method has such a name.
+LET_THROUGH = {'threshold': 0.0, 'rho_min': 10.0, 'warm_up': 0.0}
+
+
+def let_through(name: str) -> dict:
+    fields = {field.name: field for field in dataclasses.fields(methods.create(name, {}))}
+    chosen = {key: type(fields[key].default)(value) for key, value in LET_THROUGH.items() if key in fields}
+    return chosen | ({'rounds': 3} if 'rounds' in fields else {})
+
+
+def make(name: str, **changes) -> Method:
+    return methods.create(name, {**let_through(name), **changes})
+
+
+def warm_state(method: Method, inputs: Inputs):
+    """Returns the state after two steps and, where there are rounds, the beginning of the second."""
+    state = jax.tree.map(jnp.asarray, method.init_state(fakes.SPEC))
+    for seed in (11, 12):
+        state = method.loss(fakes.inputs(method, seed=seed), state).state
+    p = jax.nn.softmax(jax.random.normal(jax.random.key(0), (fakes.SPEC.num_unlabeled, fakes.NUM_CLASSES)) * 3)
+    return method.relabel(state, p, jnp.int32(1))
+
+
+def without_labeled_images(method: Method, **changes) -> Inputs:
+    """Inputs whose labeled images are black, so that a linear network has no gradient from them."""
+    views = {view: x * (not view.startswith('labeled')) for view, x in fakes.images().items()}
+    return fakes.inputs(method, views=views, **changes)
+
+
+def gradient(method: Method, inputs: Inputs, state, which: str = 'params'):
+    """The gradient of the loss in the network's (or the teacher's) parameters."""
+
+    def loss(params):
+        changed = dataclasses.replace(inputs, **{which: params})
+        if which == 'params':
+            outputs = {view: fakes.network(params, x) for view, x in inputs.images.items()}
+            outputs = {
+                view: x if method.views().get(view) == JOINT else jax.lax.stop_gradient(x)
+                for view, x in outputs.items()
+            }
+            changed = dataclasses.replace(changed, outputs=outputs)
+        return method.loss(changed, state).loss
+
+    return jax.grad(loss)(getattr(inputs, which))
+
+
+@pytest.mark.parametrize('name', UNLABELED)
+def test_unlabeled_images_give_a_finite_gradient_that_is_not_zero(name):
+    method = make(name)
+    inputs = without_labeled_images(method)
+    of_logits = gradient(method, inputs, warm_state(method, inputs))['logits']
+    assert np.all(np.isfinite(of_logits))
+    assert np.any(of_logits != 0)
+
+
+@pytest.mark.parametrize('name', UNLABELED)
+@pytest.mark.parametrize('scale', [0.0, 100.0])
+def test_gradient_is_finite_for_a_network_that_knows_nothing_or_is_certain(name, scale):
+    method = make(name)
+    inputs = fakes.inputs(method, scale=scale)
+    for leaf in jax.tree.leaves(gradient(method, inputs, warm_state(method, inputs))):
+        assert np.all(np.isfinite(leaf))
+
+
+@pytest.mark.parametrize('name', UNLABELED)
+def test_teacher_gets_no_gradient(name):
+    method = make(name)
+    inputs = fakes.inputs(method)
+    assert all(
+        not np.any(g) for g in jax.tree.leaves(gradient(method, inputs, warm_state(method, inputs), 'ema_params'))
+    )
+
+
+def alternatives(field: dataclasses.Field):
+    """Another sensible value of a field."""
+    if isinstance(field.default, bool):
+        return not field.default
+    if isinstance(field.default, int):
+        return field.default + 1
+    if isinstance(field.default, float):
+        return field.default * 0.7 if field.default else 0.7
+    return {'joint': 'no_grad', 'strong': 'weak', 'weak': 'strong'}[field.default]
+
+
+FIELDS = [(name, field.name) for name in UNLABELED for field in dataclasses.fields(methods.create(name, {}))]
+
+
+@pytest.mark.parametrize(('name', 'field'), FIELDS)
+def test_every_hyper_parameter_does_something(name, field):
+    """Temperature, threshold, weight and all others change the loss, the state, the views or the rounds."""
+    original = methods.create(name, {})
+    fields = {f.name: f for f in dataclasses.fields(original)}
+    value = alternatives(fields[field])
+
+    def trace(method):
+        """Everything a method does in a few situations, as a list of numbers and names."""
+        seen = [method.views(), method.heads(), method.rounds, method.restart]
+        for scale, progress in ((1.0, 0.5), (0.4, 0.1), (0.05, 0.03), (1.0, 0.9)):
+            inputs = fakes.inputs(method, scale=scale, progress=progress)
+            state = jax.tree.map(jnp.asarray, method.init_state(fakes.SPEC))
+            for seed in range(3):
+                inputs = fakes.inputs(method, seed=seed, scale=scale, progress=progress)
+                result = method.loss(inputs, state)
+                state = result.state
+                seen += [np.asarray(x) for x in jax.tree.leaves((result.loss, state))]
+            p = jax.nn.softmax(jax.random.normal(jax.random.key(0), (fakes.SPEC.num_unlabeled, fakes.NUM_CLASSES)))
+            seen += [np.asarray(x) for x in jax.tree.leaves(method.relabel(state, p, jnp.int32(1)))]
+        return seen
+
+    before, after = trace(original), trace(methods.create(name, {field: value}))
+    same = len(before) == len(after) and all(
+        np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in zip(before, after, strict=True)
+    )
+    assert not same, f'{name}.{field} = {value} changes nothing'
+
+
+@pytest.mark.parametrize('name', methods.names())
+def test_loss_is_pure_and_keeps_the_shape_of_its_state(name):
+    method = make(name)
+    inputs = fakes.inputs(method)
+    state = jax.tree.map(jnp.asarray, method.init_state(fakes.SPEC))
+    first, second = method.loss(inputs, state), method.loss(inputs, state)
+    shapes = [[(x.shape, x.dtype) for x in jax.tree.leaves(s)] for s in (state, first.state)]
+    assert shapes[0] == shapes[1]
+    assert jax.tree.structure(state) == jax.tree.structure(first.state)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert first.metrics['loss'].shape == first.loss.shape == ()
+    if first.pseudo_labels is not None:
+        assert first.pseudo_labels.labels.shape == first.pseudo_labels.mask.shape == (4,)
+        assert jnp.issubdtype(first.pseudo_labels.labels.dtype, jnp.integer)
+
+
+# Real steps.
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A method in the engine, half way through training, with a step compiled for two devices and for one."""
+
+    trainer: step_lib.Trainer
+    streams: Streams
+    state: step_lib.TrainState
+    step: object
+    meshes: tuple
+
+    def batch(self, step: int = 0, mesh=None):
+        batch = self.streams.batches(self.trainer.batch_sizes, 0, step)
+        return mesh_lib.put_batch(mesh or self.meshes[1], batch)
+
+    def on(self, mesh, steps: int):
+        """Returns state and metrics after some steps on a mesh."""
+        with jax.set_mesh(mesh):
+            state = mesh_lib.put_replicated(mesh, self.state)
+            for i in range(steps):
+                state, metrics = self.step(state, self.batch(i, mesh))
+        return state, metrics
+
+
+@pytest.fixture(scope='module', params=[name for name in conftest.CONFIGS if name != 'supervised'])
+def prepared(request, make_settings, data_dir):
+    name = request.param
+    overrides = {f'methods.{name}.{key}': value for key, value in let_through(name).items()}
+    settings = make_settings(name, **overrides)
+    streams = Streams.load(settings, data_dir)
+    trainer = step_lib.Trainer.create(settings, streams.spec(settings))
+    axis_types = (jax.sharding.AxisType.Auto,)
+    meshes = tuple(jax.make_mesh((n,), ('data',), axis_types, devices=jax.devices()[:n]) for n in (1, 2))
+    state = step_lib.init(trainer, streams.batches(trainer.batch_sizes, 0, 0))
+    if trainer.round_steps < settings.steps:
+        state = dataclasses.replace(state, step=jnp.int32(trainer.round_steps))
+        logits = jax.random.normal(jax.random.key(0), (trainer.data.num_unlabeled, 10))
+        state = step_lib.next_round(trainer, state, logits)
+    else:
+        state = dataclasses.replace(state, step=jnp.int32(settings.steps // 2))
+    state = jax.device_get(state)
+    return Prepared(trainer, streams, state, jax.jit(functools.partial(step_lib.step, trainer)), meshes)
+
+
+def leaves(tree):
+    return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+
+def assert_same(a, b):
+    for x, y in zip(leaves(a), leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_true_classes_of_unlabeled_images_change_nothing_but_the_log(prepared):
+    state, metrics = prepared.on(prepared.meshes[1], 1)
+    batch = prepared.batch()
+    batch['unlabeled']['labels'] = (batch['unlabeled']['labels'] + 1) % 10
+    with jax.set_mesh(prepared.meshes[1]):
+        other, other_metrics = prepared.step(mesh_lib.put_replicated(prepared.meshes[1], prepared.state), batch)
+    assert_same(dataclasses.replace(state, metrics={}), dataclasses.replace(other, metrics={}))
+    for key, value in metrics.means.items():
+        if 'pseudo_label_accuracy' not in key:
+            np.testing.assert_array_equal(value, other_metrics.means[key], err_msg=key)
+
+
+def test_a_step_moves_every_parameter_and_logs_finite_numbers(prepared):
+    state, metrics = prepared.on(prepared.meshes[1], 1)
+    for path, new in jax.tree_util.tree_leaves_with_path(state.params):
+        assert np.all(np.isfinite(new))
+        assert np.any(new != functools.reduce(lambda tree, k: tree[k.key], path, prepared.state.params)), path
+    for key, value in metrics.means.items():
+        assert np.all(np.isfinite(value)), key
+    (name,) = prepared.trainer.methods.keys() - {'supervised'}
+    assert metrics.means[f'{name}/loss'][0] != 0
+
+
+def test_running_statistics_follow_the_batches(prepared):
+    state, _ = prepared.on(prepared.meshes[1], 1)
+    for old, new in zip(leaves(prepared.state.batch_stats), leaves(state.batch_stats), strict=True):
+        assert np.any(old != new)
+
+
+def test_one_device_equals_two(prepared):
+    (one, one_metrics), (two, two_metrics) = (prepared.on(mesh, 2) for mesh in prepared.meshes)
+    for a, b in ((one.params, two.params), (one.batch_stats, two.batch_stats), (one_metrics, two_metrics)):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=5e-3, atol=1e-4), a, b)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=5e-3, atol=1e-4), one.methods, two.methods)
+
+
+def test_training_goes_on_from_a_checkpoint_bit_for_bit(prepared, tmp_path):
+    """Everything a method keeps is in the checkpoint: two steps, a save, and the third step from what was read."""
+    mesh = prepared.meshes[1]
+    reference, _ = prepared.on(mesh, 3)
+    state, _ = prepared.on(mesh, 2)
+    with jax.set_mesh(mesh):
+        with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
+            checkpoints.save(2, state, None)
+            checkpoints.wait()
+        blank = jax.tree.map(jnp.zeros_like, mesh_lib.put_replicated(mesh, prepared.state))
+        with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
+            restored = checkpoints.latest(like=blank)
+        again, _ = prepared.step(restored, prepared.batch(2))
+    assert_same(reference, again)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotation(Method):
+    """Rotation prediction, as a method from elsewhere would be written."""
+
+    def views(self):
+        return {'unlabeled.weak': IMAGES}
+
+    def heads(self):
+        return {'rotation': (4,)}
+
+    def loss(self, inputs, state):
+        images = inputs.images['unlabeled.weak']
+        turns = jnp.arange(len(images)) % 4
+        outputs, _ = inputs.forward(inputs.params, rotate(images, turns))
+        loss = cross_entropy(turns, outputs['rotation']).mean()
+        return Loss(loss, metrics={'loss': loss})
+
+
+def test_a_method_adds_up_with_rotation_and_supervised_terms(prepared):
+    chosen = {**prepared.trainer.methods, 'supervised': methods.create('supervised', {}), 'rotation': Rotation()}
+    heads = {**prepared.trainer.model.module.heads, 'rotation': (4,)}
+    model = dataclasses.replace(prepared.trainer.model, module=prepared.trainer.model.module.copy(heads=heads))
+    trainer = dataclasses.replace(prepared.trainer, methods=chosen, model=model)
+    batch = prepared.streams.batches(trainer.batch_sizes, 0, 0)
+    state = jax.eval_shape(lambda: step_lib.init(trainer, batch))
+    new, metrics = jax.eval_shape(functools.partial(step_lib.step, trainer), state, batch)
+    assert jax.tree.map(jnp.shape, new.params) == jax.tree.map(jnp.shape, state.params)
+    assert {f'{name}/loss' for name in chosen} <= metrics.means.keys()
