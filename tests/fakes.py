@@ -17,7 +17,7 @@ VIEWS = tuple(
     f'{stream}.{augmentation}{number}'
     for stream in ('labeled', 'unlabeled')
     for augmentation in ('weak', 'strong')
-    for number in ('', *range(2, 9))
+    for number in ('', *range(2, 10))
 )
 
 

@@ -1,12 +1,12 @@
 """Losses of methods against NumPy, written from the papers' equations."""
 
+import fakes
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import methods
 from errors import UserError
-from methods.base import Inputs
 
 LABELED = np.float32([[2.0, -1.0, 0.5], [0.1, 0.2, 0.3]])
 WEAK = np.float32([[4.0, 0.0, -1.0], [0.2, 0.1, 0.0], [-2.0, -2.0, 3.0], [1.0, 1.5, -0.5]])
@@ -14,10 +14,10 @@ STRONG = np.float32([[1.0, 0.5, 0.0], [0.0, 3.0, 0.0], [2.0, 0.0, -1.0], [0.3, -
 LABELS = np.int32([0, 2])
 
 
-def inputs(weak=WEAK, strong=STRONG, labels=LABELS):
+def inputs(method, weak=WEAK, strong=STRONG, labels=LABELS):
     views = {'labeled.weak': LABELED, 'unlabeled.weak': weak, 'unlabeled.strong': strong}
     outputs = {view: {'logits': jnp.asarray(logits)} for view, logits in views.items()}
-    return Inputs(labels=labels, images={}, outputs=outputs, progress=jnp.float32(0))
+    return fakes.inputs(method, labels=labels, outputs=outputs)
 
 
 def softmax(logits):
@@ -25,7 +25,8 @@ def softmax(logits):
 
 
 def test_supervised_is_the_mean_cross_entropy():
-    result = methods.create('supervised', {'weight': 2.0}).loss(inputs(), ())
+    method = methods.create('supervised', {'weight': 2.0})
+    result = method.loss(inputs(method), ())
     p = softmax(LABELED)
     expected = -(np.log(p[0, 0]) + np.log(p[1, 2])) / 2
     np.testing.assert_allclose(result.metrics['loss'], expected, rtol=1e-6)
@@ -35,7 +36,8 @@ def test_supervised_is_the_mean_cross_entropy():
 
 @pytest.mark.parametrize('threshold', [0.0, 0.5, 0.95, 0.98, 1.0])
 def test_fixmatch_is_equation_4(threshold):
-    result = methods.create('fixmatch', {'threshold': threshold, 'weight': 0.7}).loss(inputs(), ())
+    method = methods.create('fixmatch', {'threshold': threshold, 'weight': 0.7})
+    result = method.loss(inputs(method), method.init_state(fakes.SPEC))
     total, used = 0.0, []
     for q, p in zip(softmax(WEAK), softmax(STRONG), strict=True):
         used.append(q.max() >= threshold)
