@@ -1,42 +1,88 @@
-"""Prints the test accuracy of finished runs, mean and standard deviation over seeds, as a Markdown table.
+"""Prints the test accuracy of finished runs, mean and standard deviation over seeds, as Markdown tables.
 
-    python -m benchmarks.table results/digits/*.json
+    python -m benchmarks.table runs/digits/*/result.json [--write=results/digits.jsonl]
+    python -m benchmarks.table results/digits.jsonl
 
-Takes result.json files. Runs whose settings are equal but for the seed make up a row; every run counts.
+Takes result.json files, or a file with one on each line, which --write makes. Runs whose settings are equal but for
+the seed make up a cell; every run counts. Cells are mean ± standard deviation (ddof 1) in %, and the number of runs.
 """
 
+import argparse
 import json
-import math
 import pathlib
 import statistics
-import sys
+
+RULES = {'last': 'last', 'median_last_20': 'median of the last 20'}
 
 
-def rows(results: list[dict]) -> list[str]:
-    """Returns the table's lines for the contents of result.json files."""
-    groups: dict[str, list[dict]] = {}
+def read(paths: list[str]) -> list[dict]:
+    """Returns the contents of result.json files, or of files with several, in the order given."""
+    results = []
+    for path in paths:
+        text, decoder = pathlib.Path(path).read_text().strip(), json.JSONDecoder()
+        while text:
+            result, end = decoder.raw_decode(text)
+            results.append(result)
+            text = text[end:].lstrip()
+    return results
+
+
+def tables(results: list[dict]) -> list[str]:
+    """Returns the lines of a table for each selection rule: a row for the methods' settings, a column for the data."""
+    cells: dict[tuple[str, str], list[dict]] = {}
     for result in results:
-        settings = {**result['settings'], 'seed': None}
-        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(result)
-    lines = ['| methods | data, labels | last | median of last 20 | seconds | n |', '|---|---|---|---|---|---|']
-    for runs in groups.values():
-        settings = runs[0]['settings']
-        columns = [[run['test_accuracy'][rule] for run in runs] for rule in ('last', 'median_last_20')]
-        scores = [f'{100 * statistics.mean(c):.2f} ± {100 * _std(c):.2f}' for c in columns]
-        seconds = math.ceil(max(run['seconds'] for run in runs))
-        methods = ' + '.join(
-            name + ''.join(f', {key} {value}' for key, value in fields.items())
-            for name, fields in settings['methods'].items()
-        )
-        data = f'{settings["data"]["name"]}, {settings["data"]["labels"]}'
-        lines.append(f'| {methods} | {data} | {scores[0]} | {scores[1]} | at most {seconds} | {len(runs)} |')
+        settings = result['settings']
+        column = f'{settings["data"]["name"]}, {settings["data"]["labels"]}'
+        cells.setdefault((_name(settings['methods']), column), []).append(result)
+    for runs in cells.values():
+        if len({json.dumps({**run['settings'], 'seed': None}, sort_keys=True) for run in runs}) > 1:
+            raise SystemExit(f'Runs of {runs[0]["settings"]["methods"]} differ in more than the seed.')
+    rows = list(dict.fromkeys(row for row, _ in cells))
+    columns = sorted({column for _, column in cells}, key=lambda c: (c.split(',')[0], int(c.split(',')[1])))
+    lines = []
+    for rule, title in RULES.items():
+        lines += [f'| {title} | ' + ' | '.join(columns) + ' |', '|---|' + '---|' * len(columns)]
+        for row in rows:
+            found = [_cell(cells.get((row, column), []), rule) for column in columns]
+            lines.append(f'| {row} | ' + ' | '.join(found) + ' |')
+        lines.append('')
     return lines
 
 
-def _std(values: list[float]) -> float:
-    """The sample standard deviation (ddof 1), not a number for one value."""
-    return statistics.stdev(values) if len(values) > 1 else float('nan')
+def _name(methods: dict[str, dict]) -> str:
+    """The methods of a run but for the labeled term beside them, with what sets variants of one apart."""
+    names = [name for name in methods if name != 'supervised' or len(methods) == 1]
+    variants = {
+        'fixmatch': ('alignment', 'temperature'),
+        'dash': ('select',),
+        'self_training': ('view',),
+    }
+    parts = []
+    for name in names:
+        shown = {key: methods[name][key] for key in variants.get(name, ()) if methods[name][key] not in (False, 0.0)}
+        parts.append(name + ''.join(f', {key} {value}' for key, value in shown.items()))
+    return ' + '.join(parts)
+
+
+def _cell(runs: list[dict], rule: str) -> str:
+    values = [100 * run['test_accuracy'][rule] for run in runs]
+    if not values:
+        return ''
+    spread = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''
+    return f'{statistics.mean(values):.2f}{spread} ({len(values)})'
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('files', nargs='+')
+    parser.add_argument('--write', type=pathlib.Path, help='file to write the results to, one a line')
+    args = parser.parse_args()
+    results = read(args.files)
+    if args.write:
+        args.write.write_text(''.join(json.dumps(result) + '\n' for result in results))
+    print('\n'.join(tables(results)))
 
 
 if __name__ == '__main__':
-    print('\n'.join(rows([json.loads(pathlib.Path(path).read_text()) for path in sys.argv[1:]])))
+    main()

@@ -44,11 +44,13 @@ class FreeMatch(Method):
         guess = pseudo_labels(q, state['confidence'] * state['p'] / state['p'].max())
         loss = (guess.mask * cross_entropy(guess.labels, strong)).mean()
 
-        p_strong = guess.mask[:, None] * jax.nn.softmax(strong)
-        histogram = (guess.mask[:, None] * jax.nn.one_hot(strong.argmax(-1), num_classes)).sum(0)
+        any_passes = guess.mask.any()  # else the term is 0, and so has to be its gradient
+        weights = jnp.where(any_passes, guess.mask, 1)
+        p_strong = weights @ jax.nn.softmax(strong)
+        histogram = weights @ jax.nn.one_hot(strong.argmax(-1), num_classes)
         expected = normalise(state['p'] * _inverse(state['histogram']))
-        found = normalise(p_strong.sum(0) * _inverse(histogram))  # a common factor cancels
-        fairness = jnp.sum(expected * jnp.log(found + 1e-12)) * (guess.mask.sum() > 0)
+        found = normalise(p_strong * _inverse(histogram))  # a common factor cancels
+        fairness = jnp.where(any_passes, jnp.sum(expected * jnp.log(found + 1e-12)), 0)
         total = self.weight * loss + self.fairness_weight * fairness
         metrics = {'loss': loss, 'loss_fairness': fairness, 'threshold': state['confidence']}
         return Loss(total, state, metrics, guess)

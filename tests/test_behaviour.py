@@ -123,9 +123,9 @@ def outcome(method: Method) -> list:
     for i, progress in enumerate((0.0, 0.0015, 0.004, 0.01, 0.02, 0.03, 0.05, 0.1, 0.3, 0.5, 0.9)):
         scale = (1.0, 0.3, 3.0, 0.1, 0.6)[i % 5]
         inputs = fakes.inputs(method, seed=i, progress=progress, scale=scale, forward=centred)
-        if i == 3:
-            p = jax.nn.softmax(inputs.images['unlabeled.strong'].reshape(4, 16)[:, :3])
-            state = method.relabel(state, jnp.concatenate([p, p[:3]]), jnp.int32(3))
+        if i in (3, 5, 7):
+            p = jax.nn.softmax(i / 3 * inputs.images['unlabeled.strong'].reshape(4, 16)[:, :3])
+            state = method.relabel(state, jnp.concatenate([p, p[:3]]), jnp.int32(i - 2))
         result = method.loss(inputs, state)
         state = result.state
         seen += [np.asarray(x) for x in jax.tree.leaves((result.loss, result.pseudo_labels, state))]

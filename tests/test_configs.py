@@ -8,6 +8,7 @@ import pathlib
 import conftest
 import jax
 import ml_collections
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
@@ -16,6 +17,7 @@ import models
 from configs import common, fixmatch, supervised
 from data.augment import Strong, Weak
 from errors import UserError
+from methods.base import DataSpec
 from train import loop
 from train import settings as settings_lib
 from train import step as step_lib
@@ -43,7 +45,7 @@ def test_every_setting_is_there_to_be_overridden(name, data):
     assert set(config.data.weak) == names(Weak)
     assert set(config.data.strong) == names(Strong) - names(Weak)
     module = models.MODELS[config.model.name]
-    assert set(config.model) == names(module, 'parent', 'num_classes')
+    assert set(config.model) == names(module, 'parent', 'num_classes', 'heads')
     for method, fields in config.methods.items():
         assert set(fields) == names(type(methods.create(method, {})))
     assert settings_lib.from_config(config).data.labels == 100
@@ -110,10 +112,10 @@ def test_paper_scale_settings_are_the_papers(data, labels, expected):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-@pytest.mark.parametrize('data', common.DATA_SETS)
+@pytest.mark.parametrize('data', common.SMALL)
 def test_every_config_differs_from_the_supervised_baseline_in_its_methods_only(name, data):
     config, baseline = (module.get_config(data).to_dict() for module in (CONFIGS[name], supervised))
-    assert 'supervised' in config.pop('methods')
+    assert name in config.pop('methods')
     assert list(baseline.pop('methods')) == ['supervised']
     assert config == baseline
 
@@ -124,15 +126,33 @@ def test_every_config_differs_from_the_supervised_baseline_in_its_methods_only(n
 ])  # fmt: skip
 def test_paper_scale_steps_can_be_traced_as_they_are(name, data, image, classes):
     settings = settings_lib.from_config(CONFIGS[name].get_config(data))
-    trainer = step_lib.Trainer.create(settings, classes)
+    # A network of fewer blocks where only the methods' part is in question.
+    if name != 'fixmatch':
+        settings = dataclasses.replace(settings, model={**settings.model, 'blocks': (1,)})
+    sizes = {'labeled': 64, 'unlabeled': 64 * settings.data.unlabeled_ratio}
+    labels = np.arange(settings.data.labels) % classes
+    trainer = step_lib.Trainer.create(settings, DataSpec(classes, image, labels, 5000, sizes))
     batch = {
-        stream: {'images': jax.ShapeDtypeStruct((n, *image), 'uint8'), 'labels': jax.ShapeDtypeStruct((n,), 'int32')}
+        stream: {'images': jax.ShapeDtypeStruct((n, *image), 'uint8')}
+        | dict.fromkeys(('labels', 'indices'), jax.ShapeDtypeStruct((n,), 'int32'))
         for stream, n in trainer.batch_sizes.items()
     }
     state = jax.eval_shape(functools.partial(step_lib.init, trainer), batch)
     new, _ = jax.eval_shape(functools.partial(step_lib.step, trainer), state, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert new.params['head']['kernel'].shape[1] == classes
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_paper_scale_hyper_parameters_are_the_methods_defaults(name):
+    config = CONFIGS[name].get_config('cifar10,labels=40')
+    for method, fields in config.methods.items():
+        assert methods.create(method, fields) == methods.create(method, {})
+
+
+def test_noisy_student_is_a_setting_of_self_training():
+    fields = CONFIGS['self_training'].get_config('digits,noisy_student=1').methods.self_training
+    assert (fields.view, fields.soft, fields.growing) == ('strong', True, False)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-        ([], 'Say what to run, --config=FILE, such as configs/fixmatch.py'),
+        ([], 'Say what to run, --config=FILE, such as configs/'),
         (
             ['--config=configs/fixmtch.py'],
             "Unknown config file 'configs/fixmtch.py'. Did you mean 'configs/fixmatch.py'",

@@ -1,5 +1,7 @@
 """What the log says of pseudo-labels, and warnings when training goes wrong in one of the ways it usually does."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from absl import logging
 
@@ -23,7 +25,9 @@ def of_histogram(counts: np.ndarray) -> dict[str, float | None]:
 class Watch:
     """Follows the logged rows of a run and warns, once a stretch, of a method that has stopped learning."""
 
-    def __init__(self, steps: int):
+    def __init__(self, steps: int, begins: Mapping[str, int] | None = None):
+        """steps: of the run. begins: {method: step up to which its loss is 0 by design}."""
+        self._begins = begins or {}
         self._stretch = max(1, round(_STRETCH * steps))
         self._since: dict[str, int] = {}  # {what is wrong: step at which it began}
         self._warned: set[str] = set()
@@ -32,7 +36,7 @@ class Watch:
         """Takes a row of training metrics, means over the steps since the one before."""
         for key, value in row.items():
             method, _, name = key.partition('/')
-            if name == 'loss':
+            if name == 'loss' and step > self._begins.get(method, 0):
                 self._check(f'{method}/loss', value == 0, step, _ZERO.format(method=method))
             elif name == 'pseudo_label_top_class_share':
                 top = row[f'{method}/pseudo_label_top_class']

@@ -73,7 +73,7 @@ def _train(trainer: step_lib.Trainer, streams: Streams, folder: RunFolder) -> st
         step_fn = jax.jit(functools.partial(step_lib.step, trainer), donate_argnums=0)
         predict = evaluation.create(trainer, mesh)
         next_round = jax.jit(functools.partial(step_lib.next_round, trainer), donate_argnums=0)
-        with _Log(folder, settings, sum(sizes.values()), start) as log:
+        with _Log(folder, trainer, start) as log:
             for done in range(start + 1, settings.steps + 1):
                 if done > 1 and (done - 1) % trainer.round_steps == 0:
                     log.flush()
@@ -101,13 +101,15 @@ def _train(trainer: step_lib.Trainer, streams: Streams, folder: RunFolder) -> st
 class _Log(contextlib.AbstractContextManager):
     """metrics.jsonl and the progress line, one step late: the device always has the next step to work on."""
 
-    def __init__(self, folder: RunFolder, settings: Settings, images_per_step: int, start: int):
+    def __init__(self, folder: RunFolder, trainer: step_lib.Trainer, start: int):
         self._folder = folder
-        self._settings = settings
-        self._images_per_step = images_per_step
+        self._settings = settings = trainer.settings
+        self._images_per_step = sum(trainer.batch_sizes.values())
         self._pending = None
         self._seconds_before = max((row['seconds'] for row in folder.rows()), default=0.0)
-        self._watch = diagnostics.Watch(settings.steps)
+        self._watch = diagnostics.Watch(
+            settings.steps, {name: trainer.round_steps for name, m in trainer.methods.items() if m.rounds > 1}
+        )
         for row in folder.rows():
             self._watch.row(row['step'], row)
         self._start = time.monotonic()

@@ -1,0 +1,87 @@
+"""What the log says of pseudo-labels, and when it warns."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from train import diagnostics, loop
+
+
+def test_histogram_is_described_by_entropy_and_largest_class():
+    counts = np.array([1.0, 0.0, 6.5, 2.5])
+    described = diagnostics.of_histogram(counts)
+    assert described['entropy'] == pytest.approx(scipy.stats.entropy(counts))
+    assert (described['top_class'], described['top_class_share']) == (2, pytest.approx(0.65))
+    assert diagnostics.of_histogram(np.full(10, 3.0))['entropy'] == pytest.approx(np.log(10))
+    assert diagnostics.of_histogram(np.array([0.0, 5.0]))['entropy'] == 0
+    assert set(diagnostics.of_histogram(np.zeros(3)).values()) == {None}
+
+
+def follow(rows, caplog, **options):
+    """Returns the warnings about rows of a run of 100 steps, one row every two steps."""
+    watch = diagnostics.Watch(100, **options)
+    for i, row in enumerate(rows):
+        watch.row(2 * i + 2, row)
+    return [record.getMessage() for record in caplog.records]
+
+
+def loss(value):
+    return {'loss': 1.0, 'supervised/loss': 1.0, 'uda/loss': value, 'learning_rate': 0.0}
+
+
+def labels(share, top=3):
+    return {'uda/loss': 1.0, 'uda/pseudo_label_top_class_share': share, 'uda/pseudo_label_top_class': top}
+
+
+def test_a_loss_of_exactly_zero_for_a_tenth_of_training_is_reported_once(caplog):
+    (message,) = follow([loss(0.3), *[loss(0.0)] * 20], caplog)
+    assert 'Steps 4 to 14: uda/loss was exactly 0' in message
+    assert 'methods.uda.threshold' in message
+
+
+def test_shorter_stretches_and_small_losses_are_not_reported(caplog):
+    stretch = [loss(0.0)] * 5 + [loss(1e-8)]
+    assert not follow(stretch * 4, caplog)
+
+
+def test_a_second_stretch_is_reported_again(caplog):
+    stretch = [loss(0.0)] * 8 + [loss(0.1)]
+    assert len(follow(stretch * 2, caplog)) == 2
+
+
+def test_a_loss_that_begins_later_by_design_is_not_reported_before(caplog):
+    assert not follow([loss(0.0)] * 20, caplog, begins={'uda': 40})
+    assert len(follow([loss(0.0)] * 40, caplog, begins={'uda': 40})) == 1
+
+
+def test_one_class_with_nearly_all_pseudo_labels_is_reported_with_what_to_try(caplog):
+    (message,) = follow([labels(0.95)] * 10, caplog)
+    assert 'nearly all pseudo-labels of uda were class 3' in message
+    assert 'optimizer.learning_rate' in message
+
+
+def test_many_of_a_class_or_none_at_all_are_no_collapse(caplog):
+    assert not follow([labels(0.6)] * 20 + [labels(None, None)] * 20, caplog)
+
+
+def test_a_run_logs_and_warns_of_pseudo_labels(make_settings, data_dir, tmp_path, caplog):
+    settings = make_settings('fixmatch', **{'methods.fixmatch.threshold': 1.1})
+    loop.run(settings, tmp_path / 'run', data_dir)
+    assert caplog.text.count('fixmatch/loss was exactly 0') == 1
+    rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+    row = next(row for row in rows if 'fixmatch/loss' in row)
+    assert row['fixmatch/mask_rate'] == row['fixmatch/loss'] == 0
+    assert row['fixmatch/pseudo_label_accuracy'] is row['fixmatch/pseudo_label_entropy'] is None
+    assert 0 <= row['fixmatch/pseudo_label_accuracy_all'] <= 1
+
+
+def test_a_run_logs_the_entropy_of_the_pseudo_labels_it_used(make_settings, data_dir, tmp_path):
+    settings = make_settings('fixmatch', **{'methods.fixmatch.threshold': 0.0})
+    loop.run(settings, tmp_path / 'run', data_dir)
+    rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+    for row in rows:
+        if 'loss' in row:
+            assert 0 <= row['fixmatch/pseudo_label_entropy'] <= np.log(10) + 1e-6
+            assert 0.1 <= row['fixmatch/pseudo_label_top_class_share'] <= 1
