@@ -220,6 +220,13 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
+def test_no_two_parts_of_the_first_state_are_the_same_array(prepared):
+    """A step takes over the arrays of its state, each of which it can do once."""
+    state = step_lib.init(prepared.trainer, prepared.streams.batches(prepared.trainer.batch_sizes, 0, 0))
+    addresses = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state) if x.size]
+    assert len(set(addresses)) == len(addresses)
+
+
 def test_true_classes_of_unlabeled_images_change_nothing_but_the_log(prepared):
     state, metrics = prepared.on(prepared.meshes[1], 1)
     batch = prepared.batch()

@@ -104,7 +104,8 @@ def init(trainer: Trainer, batch: Batch) -> TrainState:
     """Returns the state before the first step, on batches shaped like `batch`."""
     settings = trainer.settings
     variables = trainer.model.init(stream_key(settings.seed, 'init', 0), trainer.data.image_shape)
-    own = {name: jax.tree.map(jnp.asarray, m.init_state(trainer.data)) for name, m in trainer.methods.items()}
+    # Copies, because a step takes over (donates) every array of its state, which it can do once only.
+    own = {name: jax.tree.map(jnp.array, m.init_state(trainer.data)) for name, m in trainer.methods.items()}
     state = TrainState(
         seed=jnp.int32(settings.seed),
         step=jnp.int32(0),
