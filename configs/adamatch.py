@@ -24,6 +24,7 @@ def get_config(arg: str = '') -> ConfigDict:
         config.optimizer.weight_decay = 1e-3
     config.methods.adamatch = {
         'threshold': 0.9,
+        'temperature': 0.0,
         'weight': 1.0,
         'interpolation': True,
         'decay': 0.99 if small else 0.999,

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from methods.base import JOINT, DataSpec, Inputs, Loss, Method
-from methods.terms import align, cross_entropy, ema, pseudo_labels, push, targets
+from methods.terms import align, cross_entropy, ema, pseudo_labels, push, sharpen, targets
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaMatch(Method):
-    """Section 3: labeled term + weight * ramp * mean 1(max q >= tau) H(q, p(strong)). Its labeled term is in itself.
+    """Section 3: labeled term + weight * ramp * mean 1(max q >= tau) H(label, p(strong)), labeled term included.
 
     - Random logit interpolation (3.2): labeled logits are lambda z' + (1 - lambda) z'', lambda ~ U(0, 1) for each
       logit, z' from the batch of all images and z'' from the labeled images alone, which leave the running statistics.
@@ -19,10 +19,13 @@ class AdaMatch(Method):
     - Relative threshold (3.4): tau is `threshold` times the mean confidence on the weak labeled images of the step.
     - Labeled loss: the mean of the cross-entropies on weak and strong view. Ramp: 1/2 - cos(min(pi, 2 pi t)) / 2.
 
-    USB leaves out the interpolation, the strong labeled view and the ramp, and has a threshold of 0.95.
+    Labels are those of the aligned q: hard in the official code (temperature 0), q itself in the paper's equation
+    (temperature 1). Averages start uniform. USB leaves out the interpolation, the strong labeled view and the ramp, and
+    has a threshold of 0.95.
     """
 
     threshold: float = 0.9  # relative to the confidence on labeled images
+    temperature: float = 0.0  # of the labels; 0 gives hard ones
     weight: float = 1.0
     interpolation: bool = True  # random logit interpolation
     decay: float = 0.999  # of the moving average of labeled predictions
@@ -55,7 +58,9 @@ class AdaMatch(Method):
         q = align(q, state['labeled'], state['unlabeled'].mean(0))
         threshold = self.threshold * p.max(-1).mean()
         guess = pseudo_labels(q, threshold)
-        loss = (guess.mask * cross_entropy(q, inputs.outputs['unlabeled.strong']['logits'])).mean()
+        loss = (
+            guess.mask * cross_entropy(sharpen(q, self.temperature), inputs.outputs['unlabeled.strong']['logits'])
+        ).mean()
         ramp = 0.5 - jnp.cos(jnp.minimum(jnp.pi, 2 * jnp.pi * inputs.progress)) / 2
         metrics = {'loss': loss, 'loss_labeled': labeled_loss, 'threshold': threshold}
         return Loss(labeled_loss + self.weight * ramp * loss, state, metrics, guess)

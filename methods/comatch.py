@@ -13,11 +13,11 @@ from methods.terms import align, cross_entropy, normalise, pseudo_labels, push, 
 class CoMatch(Method):
     """Equations 3-9: weight * mean 1(max q >= threshold) H(q, p(strong)) + contrast_weight * L_ctr.
 
-    The prediction of the weak view is aligned (divided by its mean over the last `average` batches) and smoothed:
-    q = alpha p + (1 - alpha) sum_k a_k p_k over a memory of recent embeddings and their probabilities (true labels for
-    labeled images), a = softmax(z z_k / t). L_ctr is the cross-entropy between two graphs over the batch: similarities
-    of the embeddings of two strong views, and q q^T with ones on the diagonal and values below contrast_threshold cut.
-    Smoothing waits until the memory is full (official: one epoch). The official CIFAR code, like this, fills the memory
+    The prediction of the weak view is aligned (divided by its mean over the last `average` batches, uniform before the
+    first) and smoothed: q = alpha p + (1 - alpha) sum_k a_k p_k over a memory of recent embeddings and their
+    probabilities (true labels for labeled images), a = softmax(z z_k / t), once the memory is full. L_ctr is the
+    cross-entropy between two graphs over the batch: similarities of the embeddings of two strong views, and q q^T with
+    ones on the diagonal and values below contrast_threshold cut. The official CIFAR code, like this, fills the memory
     from the network in training; its ImageNet code from the EMA network.
     """
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from errors import unknown
 from methods.base import JOINT, DataSpec, Inputs, Loss, Method, PseudoLabels
 from methods.terms import cross_entropy, ema, sharpen, targets
 
@@ -14,9 +15,9 @@ class Dash(Method):
     """Algorithm 1: the mean of 1(l <= rho) l over unlabeled images, l = H(label of the weak view, p(strong)).
 
     rho = C gamma^-i rho_0 (equation 8), at least rho_min. rho_0 is the loss on labeled images after a warm-up that
-    learns from nothing else (a moving average over its batches here, the whole labeled set in TorchSSL and USB); i
+    learns from nothing else (a moving average over its batches; USB: of its evaluation split); i
     grows by one `decays` times in training, every 10 of 1024 epochs there. Labels are sharpened, and hard once rho is
-    at rho_min. TorchSSL and USB select by the loss of the weak view instead: select 'weak'.
+    at rho_min. USB selects by the loss of the weak view instead: select 'weak' (results/README.md has both).
     """
 
     weight: float = 1.0
@@ -29,6 +30,10 @@ class Dash(Method):
     select: str = 'strong'  # view whose loss is compared with rho: 'strong' (paper) or 'weak'
     weak_batch_norm: str = JOINT  # 'joint' or 'no_grad', see methods/fixmatch.py
 
+    def __post_init__(self):
+        if self.select not in ('strong', 'weak'):
+            raise unknown('view that Dash selects by', self.select, ('strong', 'weak'))
+
     def views(self) -> dict[str, str]:
         return {'labeled.weak': JOINT, 'unlabeled.weak': self.weak_batch_norm, 'unlabeled.strong': JOINT}
 
@@ -39,7 +44,7 @@ class Dash(Method):
         warm = inputs.progress >= self.warm_up
         labeled = cross_entropy(inputs.labels, jax.lax.stop_gradient(inputs.outputs['labeled.weak']['logits'])).mean()
         rho_0 = jnp.where(warm, state['rho_0'], ema(state['rho_0'], labeled, 0.9))
-        decays = jnp.floor((inputs.progress - self.warm_up) * self.decays)
+        decays = jnp.floor(jnp.maximum(inputs.progress - self.warm_up, 0) * self.decays)
         rho = jnp.maximum(self.C * self.gamma**-decays * rho_0, self.rho_min)
 
         weak, strong = (inputs.outputs[f'unlabeled.{view}']['logits'] for view in ('weak', 'strong'))

@@ -20,7 +20,7 @@ class FixMatch(Method):
     statistics from all of them: weak_batch_norm 'joint'. With 'no_grad' it takes them from the labeled and the
     strong images, and the weak ones, which are only looked at, need no backward pass.
 
-    Section 5 and appendix: soft labels are q sharpened with a temperature above 0, and alignment is ReMixMatch's, by
+    Its extensions: soft labels are q sharpened with a temperature above 0, and alignment is ReMixMatch's, by
     the labels' class frequencies and a moving average of q over 128 batches; the threshold then looks at aligned q.
     """
 

@@ -41,7 +41,8 @@ class FlexMatch(Method):
         loss = (guess.mask * cross_entropy(guess.labels, inputs.outputs['unlabeled.strong']['logits'])).mean()
 
         index = inputs.indices['unlabeled']
-        labels = jnp.where(q.max(-1) >= self.threshold, guess.labels, state['labels'][index])
-        labels = state['labels'].at[index].set(labels)
+        # An index behind the last one is dropped: only confident labels are written.
+        index = jnp.where(q.max(-1) >= self.threshold, index, len(state['labels']))
+        labels = state['labels'].at[index].set(guess.labels, mode='drop')
         counts = jax.nn.one_hot(labels, len(counts), dtype=jnp.int32).sum(0)  # -1 is no class
         return Loss(self.weight * loss, {'labels': labels, 'counts': counts}, {'loss': loss}, guess)

@@ -9,6 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from errors import unknown
 from methods.base import JOINT, DataSpec, Inputs, Loss, Method, PseudoLabels
 from methods.terms import cross_entropy
 
@@ -32,6 +33,10 @@ class SelfTraining(Method):
     soft: bool = False  # labels are probabilities (Noisy Student) or classes
     view: str = 'weak'  # that the student learns from: 'weak' or 'strong' (the noise of Noisy Student)
     weight: float = 1.0
+
+    def __post_init__(self):
+        if self.view not in _VIEWS:
+            raise unknown('view of self-training', self.view, _VIEWS)
 
     def views(self) -> dict[str, str]:
         return {_VIEWS[self.view]: JOINT}

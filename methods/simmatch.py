@@ -18,6 +18,9 @@ class SimMatch(Method):
     `average` batches. Unfolding: q of the teacher is scaled by p of each labeled image's class, and normalised.
     Aggregation: p becomes alpha p + (1 - alpha) (q before scaling, summed over each class). Labeled images that have
     not been met yet have no similarity (official: no instance term in the first epoch).
+
+    The official code is ImageNet's: its teacher runs with running statistics, here with the batch's own. For CIFAR, USB
+    has no teacher, and moves the memory with momentum 0.7. The average for alignment starts uniform.
     """
 
     threshold: float = 0.95
@@ -32,7 +35,7 @@ class SimMatch(Method):
         return {'labeled.weak': IMAGES, 'unlabeled.weak': IMAGES, 'unlabeled.strong': JOINT}
 
     def heads(self) -> dict[str, tuple[int, ...]]:
-        return {'projection': (2 * self.embedding, self.embedding)}
+        return {'projection': (self.embedding, self.embedding)}
 
     def init_state(self, data: DataSpec) -> dict:
         return {

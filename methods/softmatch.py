@@ -15,7 +15,7 @@ class SoftMatch(Method):
     lambda(q) = exp(-(max UA(q) - mu)^2 / (2 var / sigmas^2)) below mu and 1 above. mu and var are moving averages of
     mean and unbiased variance of max q. UA, uniform alignment, multiplies q by (1/C) / (moving average of q) and
     normalises; it is used for the weight only, the label is that of q. USB takes mu and var after alignment; the paper
-    and TorchSSL before.
+    and TorchSSL before. TorchSSL aligns to a moving average of labeled predictions instead of 1/C.
     """
 
     weight: float = 1.0
@@ -42,6 +42,8 @@ class SoftMatch(Method):
         if self.alignment:
             confidence = align(q, 1 / q.shape[-1], state['q']).max(-1)
         below = jnp.minimum(confidence - state['mean'], 0)
-        guess = PseudoLabels(q.argmax(-1), jnp.exp(-jnp.square(below) / (2 * state['var'] / self.sigmas**2)))
+        guess = PseudoLabels(
+            q.argmax(-1), jnp.exp(-jnp.square(below) / (2 * jnp.maximum(state['var'], 1e-12) / self.sigmas**2))
+        )
         loss = (guess.mask * cross_entropy(guess.labels, inputs.outputs['unlabeled.strong']['logits'])).mean()
         return Loss(self.weight * loss, state, {'loss': loss, 'threshold': state['mean']}, guess)

@@ -45,7 +45,8 @@ def sharpen(p: jax.Array, temperature: float) -> jax.Array:
 
 def normalise(p: jax.Array) -> jax.Array:
     """p scaled to sum to one along the last axis."""
-    return p / jnp.maximum(p.sum(-1, keepdims=True), _TINY)
+    total = p.sum(-1, keepdims=True)
+    return p / jnp.where(total > 0, total, 1)
 
 
 def align(p: jax.Array, wanted: jax.Array, observed: jax.Array) -> jax.Array:

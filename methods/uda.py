@@ -11,8 +11,9 @@ class UDA(Method):
     """Equation 1, sharpened and masked (section 2.3): mean 1(max p >= threshold) KL(p^(1/T) || p(strong)).
 
     The mask looks at the prediction before it is sharpened. threshold and temperature are the paper's and the official
-    code's for CIFAR-10; FixMatch's re-implementation has 0.95 and 1. USB has a soft cross-entropy, whose gradient is
-    the same. Training signal annealing, which drops easy labeled examples, is left out as in both.
+    code's for CIFAR-10; FixMatch's re-implementation has 0.95 and 1, and >= like this, where the official one has >.
+    USB has a soft cross-entropy, whose gradient is the same. Training signal annealing, which drops easy labeled
+    examples, is left out as in both.
     """
 
     threshold: float = 0.8

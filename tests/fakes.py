@@ -13,12 +13,7 @@ IMAGE_SHAPE = (4, 4, 1)
 LABELS = np.int32([0, 1, 2, 0, 1])  # of the whole labeled pool
 SPEC = DataSpec(NUM_CLASSES, IMAGE_SHAPE, LABELS, num_unlabeled=7, batch_sizes={'labeled': 2, 'unlabeled': 4})
 INDICES = {'labeled': np.int32([3, 1]), 'unlabeled': np.int32([5, 0, 2, 6])}
-VIEWS = tuple(
-    f'{stream}.{augmentation}{number}'
-    for stream in ('labeled', 'unlabeled')
-    for augmentation in ('weak', 'strong')
-    for number in ('', *range(2, 10))
-)
+VIEWS = [f'{s}.{a}{n}' for s in ('labeled', 'unlabeled') for a in ('weak', 'strong') for n in ('', *range(2, 10))]
 
 
 def images(seed: int = 0) -> dict[str, np.ndarray]:

@@ -470,7 +470,8 @@ def adamatch(method):
             row = align(row, state['labeled'], state['unlabeled'].mean(0))
             labels.append(row.argmax())
             mask.append(row.max() >= tau)
-            total += mask[-1] * cross_entropy(row, logits) / n
+            label = row if method.temperature == 1 else np.eye(C)[row.argmax()]
+            total += mask[-1] * cross_entropy(label, logits) / n
         ramp = 0.5 - np.cos(min(np.pi, 2 * np.pi * float(inputs.progress))) / 2
         metrics = {'loss': total, 'loss_labeled': labeled_loss, 'threshold': tau}
         return labeled_loss + method.weight * ramp * total, metrics, labels, mask, state
@@ -483,9 +484,10 @@ def adamatch_inputs(method, seed, progress):
     return fakes.inputs(method, seed=seed, progress=progress, params=fakes.params(method, seed=7))
 
 
+@pytest.mark.parametrize('temperature', [0.0, 1.0])
 @pytest.mark.parametrize('interpolation', [True, False])
-def test_adamatch_is_section_3(interpolation):
-    values = {'weight': 0.7, 'interpolation': interpolation, 'decay': 0.6, 'average': 3}
+def test_adamatch_is_section_3(interpolation, temperature):
+    values = {'weight': 0.7, 'temperature': temperature, 'interpolation': interpolation, 'decay': 0.6, 'average': 3}
     method = methods.create('adamatch', values)
     steps = [adamatch_inputs(method, seed, 0.2) for seed in (0, 1, 2, 3)]  # more than fit the average
     state = {'labeled': UNIFORM, 'unlabeled': np.full((3, C), 1 / C)}

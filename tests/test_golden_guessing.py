@@ -307,7 +307,7 @@ def pseudo_label(student, constant, images, threshold):
 
 
 @pytest.mark.parametrize(('progress', 'ramp', 'share'), RAMPS)
-@pytest.mark.parametrize('seed', [0, 1])
+@pytest.mark.parametrize('seed', [1, 2])
 def test_pseudo_label_is_the_cross_entropy_with_confident_classes(progress, ramp, share, seed):
     method = methods.create('pseudo_label', {'threshold': 0.8, 'weight': 3.0, 'ramp': ramp})
     inputs = fakes.inputs(method, seed=seed, progress=progress)
@@ -318,7 +318,7 @@ def test_pseudo_label_is_the_cross_entropy_with_confident_classes(progress, ramp
 
 def test_pseudo_label_learns_from_its_classes_as_constants():
     method = methods.create('pseudo_label', {'threshold': 0.8, 'weight': 3.0})
-    inputs = fakes.inputs(method, progress=0.2)
+    inputs = fakes.inputs(method, seed=1, progress=0.2)
     images = inputs.images['unlabeled.weak']
     check_gradient(method, inputs, lambda *params: 1.5 * pseudo_label(*params, images, 0.8)[0])
 
