@@ -1,5 +1,6 @@
 """Whole runs: the run folder, exact evaluation, stopping and going on."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -101,6 +102,28 @@ def test_last_checkpoint_counts_the_steps_and_holds_the_ema(finished, data_dir):
     state = final_state(settings, workdir, data_dir)
     assert state['.step'] == settings.steps
     assert any(np.any(v != state[k.replace('.ema_params', '.params')]) for k, v in state.items() if '.ema_' in k)
+
+
+def test_test_images_reach_no_parameter_and_a_run_compiles_its_step_once(
+    finished, data_dir, tmp_path, monkeypatch, caplog
+):
+    _, settings, reference, _ = finished
+    load = Streams.load
+
+    def with_another_test_set(*args):
+        streams = load(*args)
+        images, labels = streams.held_out['test']
+        return dataclasses.replace(streams, held_out={'test': (255 - images, (labels + 1) % 10)})
+
+    monkeypatch.setattr(Streams, 'load', with_another_test_set)
+    with jax.log_compiles():
+        loop.run(settings, tmp_path / 'run', data_dir)
+    assert caplog.text.count('Compiling jit(step)') == 1
+    monkeypatch.undo()
+    states = [final_state(settings, folder, data_dir) for folder in (reference, tmp_path / 'run')]
+    for name, value in states[0].items():
+        np.testing.assert_array_equal(value, states[1][name], err_msg=name)
+    assert rows(reference, 'test_loss') != rows(tmp_path / 'run', 'test_loss')
 
 
 class Killed(BaseException):
