@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from errors import unknown
+from errors import UserError, unknown
 from methods.base import JOINT, DataSpec, Inputs, Loss, Method, PseudoLabels
 from methods.terms import cross_entropy
 
@@ -35,6 +35,8 @@ class SelfTraining(Method):
     weight: float = 1.0
 
     def __post_init__(self):
+        if self.rounds < 1:
+            raise UserError(f'self_training.rounds must be at least 1, not {self.rounds}.')
         if self.view not in _VIEWS:
             raise unknown('view of self-training', self.view, _VIEWS)
 

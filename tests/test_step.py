@@ -131,6 +131,23 @@ def test_unknown_batch_norm_policy_is_named(start):
         start(**{'methods.fixmatch.weak_batch_norm': 'no-grad'})
 
 
+def test_two_methods_that_need_different_heads_of_one_name_are_named(start):
+    trainer = start()[0]
+    both = {name: {} for name in ('comatch', 'simmatch')}
+    settings = dataclasses.replace(trainer.settings, methods=both)
+    with pytest.raises(UserError, match=r'simmatch needs a projection of widths \(128, 128\)'):
+        step_lib.Trainer.create(settings, trainer.data)
+
+
+@pytest.mark.parametrize(
+    ('name', 'field', 'value'),
+    [('dash', 'select', 'strnog'), ('self_training', 'view', 'waek'), ('self_training', 'rounds', 0)],
+)
+def test_values_that_a_method_does_not_have_are_named(start, name, field, value):
+    with pytest.raises(UserError, match=str(value)):
+        start(name, **{f'methods.{name}.{field}': value})
+
+
 @pytest.mark.parametrize('policy', ['joint', 'no_grad'])
 def test_running_statistics_come_from_all_three_views(start, policy):
     trainer, state, batch = start(**{'methods.fixmatch.weak_batch_norm': policy})
