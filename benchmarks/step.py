@@ -32,6 +32,7 @@ def serve(policy: str, convolution: str, batch_size: int) -> None:
     import numpy as np
 
     from configs import fixmatch
+    from methods.base import DataSpec
     from models import conv, layers
     from train import mesh as mesh_lib
     from train import settings as settings_lib
@@ -43,14 +44,16 @@ def serve(policy: str, convolution: str, batch_size: int) -> None:
     config.batch_size = batch_size
     config.methods.fixmatch.weak_batch_norm = policy
     settings = settings_lib.from_config(config)
-    trainer = step_lib.Trainer.create(settings, num_classes=10)
     rng = np.random.default_rng(0)
-    sizes = trainer.batch_sizes
+    sizes = {'labeled': batch_size, 'unlabeled': batch_size * settings.data.unlabeled_ratio}
+    data = DataSpec(10, (32, 32, 3), np.arange(40) % 10, num_unlabeled=50000, batch_sizes=sizes)
+    trainer = step_lib.Trainer.create(settings, data)
     mesh = mesh_lib.create(*sizes.values())
     host_batch = {
         stream: {
             'images': rng.integers(0, 256, (size, 32, 32, 3), np.uint8),
             'labels': rng.integers(0, 10, size).astype(np.int32),
+            'indices': np.arange(size, dtype=np.int32),
         }
         for stream, size in sizes.items()
     }
