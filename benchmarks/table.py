@@ -52,14 +52,14 @@ def tables(results: list[dict]) -> list[str]:
 def _name(methods: dict[str, dict]) -> str:
     """The methods of a run but for the labeled term beside them, with what sets variants of one apart."""
     names = [name for name in methods if name != 'supervised' or len(methods) == 1]
-    variants = {
-        'fixmatch': ('alignment', 'temperature'),
-        'dash': ('select',),
-        'self_training': ('view',),
+    usual = {
+        'fixmatch': {'alignment': False, 'temperature': 0.0, 'weak_batch_norm': 'no_grad'},
+        'dash': {'select': 'weak'},
+        'self_training': {'view': 'weak', 'restart': True},
     }
     parts = []
     for name in names:
-        shown = {key: methods[name][key] for key in variants.get(name, ()) if methods[name][key] not in (False, 0.0)}
+        shown = {key: methods[name][key] for key, value in usual.get(name, {}).items() if methods[name][key] != value}
         parts.append(name + ''.join(f', {key} {value}' for key, value in shown.items()))
     return ' + '.join(parts)
 
