@@ -7,7 +7,7 @@
     python main.py --config=configs/fixmatch.py:svhn,labels=40               or 250, 1000
     python main.py --config=configs/fixmatch.py:stl10,labels=1000
 
-Measured here: see 'Results on digits' in the README.
+Measured here: results/README.md.
 
 The paper's (not ours; table 2, FixMatch (RA), error in %, mean and standard deviation over 5 folds, median of the last
 20 checkpoints, EMA): CIFAR-10 13.81±3.37, 5.07±.65, 4.26±.05 with 40, 250, 4000 labels; CIFAR-100 (WRN-28-8)

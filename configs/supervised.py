@@ -3,7 +3,7 @@
     python main.py --config=configs/supervised.py:cifar10,labels=40
 
 takes the same arguments as configs/fixmatch.py and differs from it in nothing but the methods: same labels, network,
-optimizer, steps and weak augmentation. Measured here: see 'Results on digits' in the README.
+optimizer, steps and weak augmentation. Measured here: results/README.md.
 """
 
 from ml_collections import ConfigDict
