@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from methods.base import JOINT, DataSpec, Inputs, Loss, Method
-from methods.terms import align, cross_entropy, ema, pseudo_labels, push, sharpen, targets
+from methods.terms import align, cross_entropy, ema, pseudo_labels, push, sharpen, targets, uniform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,7 @@ class AdaMatch(Method):
         return {**joint, 'unlabeled.weak': self.weak_batch_norm}
 
     def init_state(self, data: DataSpec) -> dict:
-        uniform = jnp.full(data.num_classes, 1 / data.num_classes)
-        return {'labeled': uniform, 'unlabeled': jnp.tile(uniform, (self.average, 1))}
+        return {'labeled': uniform(data.num_classes), 'unlabeled': uniform(self.average, data.num_classes)}
 
     def loss(self, inputs: Inputs, state: dict) -> Loss:
         views = ('labeled.weak', 'labeled.strong')

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from methods.base import JOINT, DataSpec, Inputs, Loss, Method
-from methods.terms import align, cross_entropy, normalise, pseudo_labels, push, targets, unit
+from methods.terms import align, cross_entropy, normalise, pseudo_labels, push, targets, uniform, unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class CoMatch(Method):
     def init_state(self, data: DataSpec) -> dict:
         size = self.batches * sum(data.batch_sizes.values())
         return {
-            'guessed': jnp.full((self.average, data.num_classes), 1 / data.num_classes),
+            'guessed': uniform(self.average, data.num_classes),
             'embeddings': jnp.zeros((size, self.embedding)),
             'probabilities': jnp.zeros((size, data.num_classes)),
         }

@@ -6,10 +6,8 @@ puts the two together.
 
 import dataclasses
 
-import jax.numpy as jnp
-
 from methods.base import JOINT, DataSpec, Inputs, Loss, Method
-from methods.terms import align, class_distribution, cross_entropy, pseudo_labels, push, sharpen, targets
+from methods.terms import align, class_distribution, cross_entropy, pseudo_labels, push, sharpen, targets, uniform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +35,7 @@ class FixMatch(Method):
         if not self.alignment:
             return {}
         wanted = class_distribution(data.labels, data.num_classes)
-        return {'wanted': wanted, 'guessed': jnp.full((128, data.num_classes), 1 / data.num_classes)}
+        return {'wanted': wanted, 'guessed': uniform(128, data.num_classes)}
 
     def loss(self, inputs: Inputs, state: dict) -> Loss:
         q = targets(inputs.outputs['unlabeled.weak']['logits'])

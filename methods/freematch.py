@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from methods.base import JOINT, DataSpec, Inputs, Loss, Method
-from methods.terms import class_distribution, cross_entropy, ema, normalise, pseudo_labels, targets
+from methods.terms import class_distribution, cross_entropy, ema, normalise, pseudo_labels, targets, uniform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,8 @@ class FreeMatch(Method):
         return {'unlabeled.weak': self.weak_batch_norm, 'unlabeled.strong': JOINT}
 
     def init_state(self, data: DataSpec) -> dict:
-        uniform = jnp.full(data.num_classes, 1 / data.num_classes)
-        return {'confidence': jnp.float32(1 / data.num_classes), 'p': uniform, 'histogram': uniform}
+        equal = uniform(data.num_classes)
+        return {'confidence': jnp.float32(1 / data.num_classes), 'p': equal, 'histogram': equal}
 
     def loss(self, inputs: Inputs, state: dict) -> Loss:
         q = targets(inputs.outputs['unlabeled.weak']['logits'])

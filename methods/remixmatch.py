@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from methods.base import IMAGES, DataSpec, Inputs, Loss, Method, PseudoLabels
-from methods.terms import align, class_distribution, cross_entropy, mixup, push, ramp, rotate, sharpen, targets
+from methods.terms import align, class_distribution, cross_entropy, mixup, push, ramp, rotate, sharpen, targets, uniform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ReMixMatch(Method):
     def init_state(self, data: DataSpec) -> dict:
         return {
             'wanted': class_distribution(data.labels, data.num_classes),
-            'guessed': jnp.full((self.average, data.num_classes), 1 / data.num_classes),
+            'guessed': uniform(self.average, data.num_classes),
         }
 
     def loss(self, inputs: Inputs, state: dict) -> Loss:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from methods.base import IMAGES, JOINT, DataSpec, Inputs, Loss, Method
-from methods.terms import align, cross_entropy, normalise, pseudo_labels, push, targets, unit
+from methods.terms import align, cross_entropy, normalise, pseudo_labels, push, targets, uniform, unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SimMatch(Method):
 
     def init_state(self, data: DataSpec) -> dict:
         return {
-            'guessed': jnp.full((self.average, data.num_classes), 1 / data.num_classes),
+            'guessed': uniform(self.average, data.num_classes),
             'embeddings': jnp.zeros((len(data.labels), self.embedding)),
             'classes': jax.nn.one_hot(data.labels, data.num_classes),
         }

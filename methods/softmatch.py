@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from methods.base import JOINT, DataSpec, Inputs, Loss, Method, PseudoLabels
-from methods.terms import align, cross_entropy, ema, targets
+from methods.terms import align, cross_entropy, ema, targets, uniform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,7 @@ class SoftMatch(Method):
         return {'unlabeled.weak': self.weak_batch_norm, 'unlabeled.strong': JOINT}
 
     def init_state(self, data: DataSpec) -> dict:
-        uniform = jnp.full(data.num_classes, 1 / data.num_classes)
-        return {'mean': jnp.float32(1 / data.num_classes), 'var': jnp.float32(1), 'q': uniform}
+        return {'mean': jnp.float32(1 / data.num_classes), 'var': jnp.float32(1), 'q': uniform(data.num_classes)}
 
     def loss(self, inputs: Inputs, state: dict) -> Loss:
         q = targets(inputs.outputs['unlabeled.weak']['logits'])

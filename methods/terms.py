@@ -54,6 +54,11 @@ def align(p: jax.Array, wanted: jax.Array, observed: jax.Array) -> jax.Array:
     return normalise(p * wanted / jnp.maximum(observed, _TINY))
 
 
+def uniform(*shape: int) -> jax.Array:
+    """Equal probabilities for all classes, `[..., C]`: what averages and queues of predictions begin with."""
+    return jnp.full(shape, 1 / shape[-1])
+
+
 def class_distribution(labels: jax.Array, num_classes: int) -> jax.Array:
     """The frequency of each class among labels `[n]`, float32 `[C]`."""
     return jnp.bincount(labels, length=num_classes) / len(labels)
