@@ -11,8 +11,11 @@ from errors import UserError, unknown
 def parse_arg(arg: str, **defaults: Any) -> dict[str, Any]:
     """Reads 'cifar10,labels=40': a data set's name, then key=value pairs with the types of `defaults`.
 
+    Every config takes model=NAME.
+
     Raises UserError for a key that is not in defaults or a value of another type.
     """
+    defaults = {'model': '', **defaults}
     values = dict(defaults)
     for i, part in enumerate(arg.split(',') if arg else []):
         key, equals, text = part.partition('=')
@@ -28,12 +31,14 @@ def parse_arg(arg: str, **defaults: Any) -> dict[str, Any]:
     return values
 
 
-def base(data: str, labels: int) -> ConfigDict:
+def base(data: str, labels: int, model: str = '') -> ConfigDict:
     """Returns the settings that all semi-supervised configs share for a data set; methods are left to them.
 
     cifar10, cifar100, svhn and stl10 follow the FixMatch paper and its official code (section 4 and appendix B
     of arXiv:2001.07685; github.com/google-research/fixmatch): K = 2^20 steps of 64 labeled and 7 * 64 unlabeled
     images. digits and fashion_mnist are our own small settings.
+
+    model: another network than the wide ResNet, with its published weights where it has some.
     """
     if data not in DATA_SETS:
         raise unknown('data set of this config', data, DATA_SETS)
@@ -52,6 +57,7 @@ def base(data: str, labels: int) -> ConfigDict:
                 'label_seed': -1,
                 'manifest': '',
                 'validation': 0,
+                'cache_features': False,
                 'unlabeled_ratio': 7,
                 'mean': (0.5, 0.5, 0.5),
                 'std': (0.5, 0.5, 0.5),
@@ -65,9 +71,21 @@ def base(data: str, labels: int) -> ConfigDict:
                 'bn_momentum': 0.999,
                 'bn_epsilon': 1e-3,
                 'negative_slope': 0.1,
+                **MODEL,
             },
             'methods': {},
-            'optimizer': {'learning_rate': 0.03, 'momentum': 0.9, 'weight_decay': 5e-4, 'cosine_cycles': 7 / 16},
+            'optimizer': {
+                'learning_rate': 0.03,
+                'momentum': 0.9,
+                'weight_decay': 5e-4,
+                'schedule': 'cosine',
+                'cosine_cycles': 7 / 16,
+                'boundaries': (),
+                'warmup': 0.0,
+                'layer_rates': (),
+                'layer_decay': 1.0,
+                'unfreeze_step': 0,
+            },
             'ema_decay': 0.999,
             'log_steps': 128,
             'eval_steps': 1024,
@@ -75,7 +93,23 @@ def base(data: str, labels: int) -> ConfigDict:
         }
     )
     config.update_from_flattened_dict(DATA_SETS[data])
+    if model:
+        config.model = {'name': model, **MODEL, **NETWORKS.get(model, {})}
     return config
+
+
+# What every network has: the weights to begin with, the size images are brought to (0: that of the weights, or none)
+# and the part of them that is kept, whether batch norm keeps its running statistics in training, dropout of features.
+MODEL = {'pretrained': '', 'resolution': 0, 'crop': 0.0, 'frozen_statistics': False, 'dropout': 0.0}
+
+# Published weights of a network, and what of it may be set.
+NETWORKS = {
+    name: {'pretrained': f'torchvision/{name}'}
+    for name in (
+        *('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152'),
+        *('resnext50_32x4d', 'wide_resnet50_2'),
+    )
+} | {'efficientnet_lite0': {'pretrained': 'efficientnet_lite0', 'dropout': 0.2, 'drop_path': 0.2}}
 
 
 # Ours, made for a run of minutes on two cores; the others are the paper's. Configs take the cheaper batch norm policy

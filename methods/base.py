@@ -27,6 +27,7 @@ class DataSpec:
     labels: classes of all labeled images, int32 `[N]`; position i is that of `Inputs.indices['labeled']`.
     num_unlabeled: how many images the unlabeled stream draws from.
     batch_sizes: {stream: images in a step}.
+    variables: {'params', 'batch_stats'} of the network when training begins.
     """
 
     num_classes: int
@@ -34,6 +35,7 @@ class DataSpec:
     labels: np.ndarray
     num_unlabeled: int
     batch_sizes: dict[str, int]
+    variables: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Inputs:
     params, ema_params: of the network and of its teacher, the exponential moving average.
     forward: `(params, images) -> (outputs, batch_stats)` runs the network over one batch by itself, normalised with
         that batch's own statistics. The running statistics stay as they are unless batch_stats goes into `Loss`.
+        `(params, images, batch_stats)` runs it as in evaluation, with the running statistics given.
     """
 
     labels: jax.Array
@@ -61,7 +64,7 @@ class Inputs:
     key: jax.Array
     params: Any
     ema_params: Any
-    forward: Callable[[Any, jax.Array], tuple[dict[str, jax.Array], Any]]
+    forward: Callable[..., tuple[dict[str, jax.Array], Any]]
 
 
 class PseudoLabels(NamedTuple):

@@ -1,6 +1,7 @@
 """Networks behind one seam: explicit variables in, every named intermediate out. Only this package knows flax."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,41 +10,113 @@ import jax
 import jax.numpy as jnp
 
 from errors import build, unknown
-from models.layers import Batch
+from models import pretrained
+from models.efficientnet import EfficientNetLite0
+from models.layers import Batch, Mode
+from models.preprocess import Preprocessing
+from models.pretrained import Weights
+from models.resnet import BiT, ResNet
 from models.wide_resnet import WideResNet
 
-MODELS = {'wide_resnet': WideResNet}
+_BASIC = {'bottleneck': False}
 
-Variables = dict[str, Any]  # {'params': tree, 'batch_stats': tree}, both of float32 arrays
+# {name: (kind, its fields)}
+MODELS = {
+    'wide_resnet': (WideResNet, {}),
+    'resnet18_small': (ResNet, {'blocks': (2, 2, 2, 2), **_BASIC, 'small_images': True}),
+    'resnet18': (ResNet, {'blocks': (2, 2, 2, 2), **_BASIC}),
+    'resnet34': (ResNet, {'blocks': (3, 4, 6, 3), **_BASIC}),
+    'resnet50': (ResNet, {'blocks': (3, 4, 6, 3)}),
+    'resnet101': (ResNet, {'blocks': (3, 4, 23, 3)}),
+    'resnet152': (ResNet, {'blocks': (3, 8, 36, 3)}),
+    'resnext50_32x4d': (ResNet, {'blocks': (3, 4, 6, 3), 'groups': 32, 'group_width': 4}),
+    'wide_resnet50_2': (ResNet, {'blocks': (3, 4, 6, 3), 'group_width': 128}),
+    'bit_r50x1': (BiT, {'blocks': (3, 4, 6, 3)}),
+    'bit_r101x1': (BiT, {'blocks': (3, 4, 23, 3)}),
+    'efficientnet_lite0': (EfficientNetLite0, {}),
+}
+
+Variables = dict[str, Any]  # {'params': {layer: {leaf: array}}, 'batch_stats': the same}, all float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A network without its variables."""
+    """A network without its variables.
+
+    preprocess: maps pixels in [0, 1] to its input.
+    weights: that it begins with, instead of random ones.
+    """
 
     module: nn.Module
+    preprocess: Preprocessing
+    weights: Weights | None = None
 
     def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> Variables:
-        """Draws variables for images of shape `[H, W, C]`."""
-        init = jax.jit(self.module.init, static_argnames='train')
-        return init(key, Batch(jnp.zeros((1, *image_shape))), train=False)
+        """Returns the variables to begin with, for images of shape `[H, W, C]` before preprocessing.
 
-    def apply(self, variables: Variables, images: Batch, train: bool) -> tuple[dict[str, Batch], Any]:
-        """Runs the network on one joint batch of normalised images, float32 `[N, H, W, C]`.
+        Raises UserError where pretrained weights do not fit.
+        """
+        images = jax.eval_shape(self.preprocess, jnp.zeros((1, *image_shape)))
+        init = jax.jit(lambda key: self.module.init(key, Batch(jnp.zeros(images.shape)), Mode(train=False)))
+        variables = {'batch_stats': {}, **init(key)}
+        if self.weights is None:
+            return variables
+        return pretrained.fill(type(self.module).__name__, variables, self.weights)
 
-        train: use (and update) the statistics of this batch instead of the running ones.
+    def apply(
+        self,
+        variables: Variables,
+        images: Batch,
+        train: bool,
+        frozen: frozenset[str] = frozenset(),
+        keys: Batch | None = None,
+    ) -> tuple[dict[str, Batch], Any]:
+        """Runs the network on one joint batch of preprocessed images, float32 `[N, H, W, C]`, or features `[N, D]`.
+
+        train, frozen, keys: see `models.layers.Mode`; keys are needed in training where `drops` says so.
         Returns ({name of intermediate: Batch of outputs}, batch_stats).
         """
-        outputs, updated = self.module.apply(variables, images, train, mutable=['batch_stats'])
-        return outputs, updated['batch_stats']
+        mode = Mode(train, frozen, keys)
+        outputs, updated = self.module.apply(variables, images, mode, mutable=['batch_stats'])
+        return outputs, {**variables['batch_stats'], **updated.get('batch_stats', {})}
+
+    @property
+    def drops(self) -> bool:
+        """Whether it leaves out units or blocks at random in training."""
+        return self.module.dropout > 0 or self.module.drop_path > 0
+
+    def depths(self, layers: Mapping[str, Any]) -> dict[str, int]:
+        """Returns how deep each layer is: 0 for the stem, one more for each block, most for what is on the features."""
+        order = [*self.module.order(), 'head']
+        return {layer: next(i for i, prefix in enumerate(order) if re.match(prefix, layer)) for layer in layers}
 
 
-def create(name: str, num_classes: int, heads: Mapping[str, tuple[int, ...]] | None = None, **settings) -> Model:
+def create(
+    name: str,
+    num_classes: int,
+    heads: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    mean: tuple[float, ...] = (0.5,),
+    std: tuple[float, ...] = (0.5,),
+    weights: Weights | None = None,
+    resolution: int = 0,
+    crop: float = 0.0,
+    **settings,
+) -> Model:
     """Returns the network called `name`. Raises UserError for a name or a setting that does not exist.
 
     heads: {name of an output beside 'features' and 'logits': widths of its layers on top of the features}.
+    mean, std: of the pixels in [0, 1], where no weights bring theirs.
+    resolution, crop: see `Preprocessing`; 0 for those of the weights or, without any, the images as they are.
     """
     if name not in MODELS:
         raise unknown('model', name, MODELS)
+    kind, fields = MODELS[name]
     given = {'num_classes': num_classes, 'heads': dict(heads or {})}
-    return Model(build(MODELS[name], f'setting of model {name}', settings, given))
+    module = build(kind, f'setting of model {name}', {**fields, **settings}, given)
+    preprocess = Preprocessing(mean, std)
+    if weights is not None:
+        preprocess = pretrained.PREPROCESSING.get(kind.__name__, preprocess)
+        preprocess = dataclasses.replace(preprocess, **weights.preprocessing)
+    chosen = {key: value for key, value in (('resolution', resolution), ('crop', crop)) if value}
+    return Model(module, dataclasses.replace(preprocess, **chosen), weights)

@@ -1,11 +1,11 @@
-"""Convolution, dense layer and batch norm over a batch of which one part may need no gradient.
+"""The layers of all networks, over a batch of which one part may need no gradient.
 
 A consistency method labels its weak view with the network and trains on the strong one. The weak view needs no
 backward pass, which is a third of the step's work. So every layer here maps a `Batch` to a `Batch`: two arrays,
 one with and one without gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -25,27 +25,51 @@ class Batch(NamedTuple):
     grad: jax.Array
     no_grad: jax.Array | None = None
 
-    def map(self, f: Callable[[jax.Array], jax.Array]) -> 'Batch':
-        """Applies f, which must not use parameters, to both parts."""
-        return Batch(*(None if x is None else f(x) for x in self))
+    def map(self, f: Callable[..., jax.Array], *others: 'Batch') -> 'Batch':
+        """Applies f, which must not use parameters, to both parts of this batch and of others."""
+        return Batch(*(None if part[0] is None else f(*part) for part in zip(self, *others, strict=True)))
+
+
+class Mode(NamedTuple):
+    """How a forward pass treats what is not the same in training and in evaluation.
+
+    train: batch norm takes its statistics from the batch and updates the running ones; units are dropped.
+    frozen: layers that keep their running statistics in training, too.
+    keys: a random key for each image, for what drops units or blocks; None where nothing does.
+    """
+
+    train: bool
+    frozen: frozenset[str] = frozenset()
+    keys: Batch | None = None
 
 
 class Conv(nn.Module):
-    """2-D convolution, kernel `[k, k, C_in, features]`, padded by `(k - 1) // 2` on every side as in PyTorch."""
+    """2-D convolution, kernel `[k, k, C_in / groups, features]`.
+
+    same: pad as TensorFlow does, instead of by `(k - 1) // 2` on every side as PyTorch does.
+    standardize: subtract from each filter its mean and divide it by its standard deviation, with 1e-10 added to the
+        variance (weight standardisation, Qiao et al. 2019, arXiv:1903.10520, as in BiT).
+    """
 
     features: int
     kernel_size: int = 3
     stride: int = 1
-    kernel_init: Callable = nn.initializers.he_normal()
+    groups: int = 1
+    same: bool = False
+    standardize: bool = False
+    kernel_init: Callable = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
     @nn.compact
     def __call__(self, x: Batch) -> Batch:
-        shape = (self.kernel_size, self.kernel_size, x.grad.shape[-1], self.features)
+        shape = (self.kernel_size, self.kernel_size, x.grad.shape[-1] // self.groups, self.features)
         kernel = self.param('kernel', self.kernel_init, shape)
+        if self.standardize:
+            mean, var = kernel.mean((0, 1, 2)), kernel.var((0, 1, 2))
+            kernel = (kernel - mean) * jax.lax.rsqrt(var + 1e-10)
         constant = jax.lax.stop_gradient(kernel)
         return Batch(
-            conv(x.grad, kernel, self.stride),
-            None if x.no_grad is None else conv(x.no_grad, constant, self.stride),
+            conv(x.grad, kernel, self.stride, self.same),
+            None if x.no_grad is None else conv(x.no_grad, constant, self.stride, self.same),
         )
 
 
@@ -75,13 +99,13 @@ class BatchNorm(nn.Module):
     epsilon: float
 
     @nn.compact
-    def __call__(self, x: Batch, train: bool) -> Batch:
+    def __call__(self, x: Batch, mode: Mode) -> Batch:
         channels = x.grad.shape[-1]
         scale = self.param('scale', nn.initializers.ones, (channels,))
         bias = self.param('bias', nn.initializers.zeros, (channels,))
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,))
         running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,))
-        if train:
+        if mode.train and self.name not in mode.frozen:
             mean, var = _moments(x.grad)
             pooled_mean, pooled_var, n = mean, var, x.grad.size / channels
             if x.no_grad is not None:
@@ -92,11 +116,73 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         slope = scale * jax.lax.rsqrt(var + self.epsilon)
-        shift = bias - mean * slope
-        grad = x.grad * slope + shift
-        if x.no_grad is None:
-            return Batch(grad)
-        return Batch(grad, x.no_grad * jax.lax.stop_gradient(slope) + jax.lax.stop_gradient(shift))
+        return _scale_and_shift(x, slope, bias - mean * slope)
+
+
+class GroupNorm(nn.Module):
+    """Group norm (Wu & He 2018, arXiv:1803.08494): each image and group of channels by its own moments."""
+
+    groups: int = 32
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Batch) -> Batch:
+        channels = x.grad.shape[-1]
+        scale = self.param('scale', nn.initializers.ones, (channels,))
+        bias = self.param('bias', nn.initializers.zeros, (channels,))
+
+        def normalise(x: jax.Array) -> jax.Array:
+            grouped = x.reshape(*x.shape[:3], self.groups, channels // self.groups)
+            mean, var = (f(grouped, axis=(1, 2, 4), keepdims=True) for f in (jnp.mean, jnp.var))
+            return ((grouped - mean) * jax.lax.rsqrt(var + self.epsilon)).reshape(x.shape)
+
+        return _scale_and_shift(x.map(normalise), scale, bias)
+
+
+def _scale_and_shift(x: Batch, slope: jax.Array, shift: jax.Array) -> Batch:
+    if x.no_grad is None:
+        return Batch(x.grad * slope + shift)
+    constant = x.no_grad * jax.lax.stop_gradient(slope) + jax.lax.stop_gradient(shift)
+    return Batch(x.grad * slope + shift, constant)
+
+
+def drop(x: Batch, mode: Mode, rate: float, layer: int, whole: bool = False) -> Batch:
+    """Sets units of x to zero with probability `rate` in training and divides the others by 1 - rate.
+
+    layer: another number for every place where a network drops something.
+    whole: all units of an image or none (stochastic depth, Huang et al. 2016, arXiv:1603.09382) instead of each by
+        itself (dropout).
+    """
+    if not mode.train or rate == 0:
+        return x
+
+    def one(key: jax.Array, x: jax.Array) -> jax.Array:
+        keep = jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, () if whole else x.shape)
+        return jnp.where(keep, x / (1 - rate), 0)
+
+    return mode.keys.map(jax.vmap(one), x)
+
+
+def add(x: Batch, y: Batch) -> Batch:
+    """Returns x + y."""
+    return x.map(jnp.add, y)
+
+
+def classify(features: Batch, num_classes: int, heads: Mapping[str, tuple[int, ...]], slope: float) -> dict[str, Batch]:
+    """Adds everything on top of the features `[N, D]`, within a network: layers whose names begin with 'head'.
+
+    heads: {name of an output beside 'features' and 'logits': widths of its layers}.
+    slope: of the leaky ReLU between a head's layers.
+    """
+    outputs = {'features': features, 'logits': Dense(num_classes, name='head')(features)}
+    for head, widths in heads.items():
+        y = features
+        for i, width in enumerate(widths):
+            if i > 0:
+                y = y.map(lambda y: nn.leaky_relu(y, slope))
+            y = Dense(width, name=f'head_{head}{i + 1}')(y)
+        outputs[head] = y
+    return outputs
 
 
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -6,41 +6,31 @@ N(0, 2 / (k^2 C_out)). The official code's convolution biases are left out: each
 network through a batch norm that subtracts it again.
 """
 
-from collections.abc import Mapping
-
 import flax.linen as nn
 
-from models.layers import Batch, BatchNorm, Conv, Dense
+from models.layers import Batch, BatchNorm, Conv, Mode, add
+from models.network import Network
 
-_kernel_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
-
-class WideResNet(nn.Module):
-    """Maps images `[N, H, W, C]`, normalised, to 'features' `[N, width * 16 * 2^(stages-1)]` and 'logits'.
-
-    heads: {name of another output: widths of the dense layers that lead from the features to it}.
+class WideResNet(Network):
+    """Features `[N, width * 16 * 2^(stages-1)]`; feature maps 'stage1', 'stage2', ...
 
     WRN-28-2 has blocks (4, 4, 4) and width 2; WRN-37-2, for 96x96 images, has blocks (4, 4, 4, 4).
     """
 
-    num_classes: int
-    heads: Mapping[str, tuple[int, ...]]
     blocks: tuple[int, ...] = (4, 4, 4)
     width: int = 2
     bn_momentum: float = 0.999
     bn_epsilon: float = 1e-3
     negative_slope: float = 0.1
 
-    @nn.compact
-    def __call__(self, images: Batch, train: bool) -> dict[str, Batch]:
+    def backbone(self, images: Batch, mode: Mode) -> dict[str, Batch]:
         def norm_act(x: Batch, name: str) -> Batch:
-            x = BatchNorm(self.bn_momentum, self.bn_epsilon, name=name)(x, train)
+            x = BatchNorm(self.bn_momentum, self.bn_epsilon, name=name)(x, mode)
             return x.map(lambda x: nn.leaky_relu(x, self.negative_slope))
 
-        def conv(x: Batch, features: int, name: str, kernel_size: int = 3, stride: int = 1) -> Batch:
-            return Conv(features, kernel_size, stride, kernel_init=_kernel_init, name=name)(x)
-
-        x = conv(images, 16, 'stem')
+        outputs = {}
+        x = Conv(16, name='stem')(images)
         for stage, blocks in enumerate(self.blocks):
             features = 16 * self.width * 2**stage
             for block in range(blocks):
@@ -49,19 +39,15 @@ class WideResNet(nn.Module):
                 y = norm_act(x, name + 'norm1')
                 if stage == block == 0:
                     x = y
-                y = conv(y, features, name + 'conv1', stride=stride)
+                y = Conv(features, stride=stride, name=name + 'conv1')(y)
                 y = norm_act(y, name + 'norm2')
-                y = conv(y, features, name + 'conv2')
+                y = Conv(features, name=name + 'conv2')(y)
                 if x.grad.shape[-1] != features:
-                    x = conv(x, features, name + 'shortcut', kernel_size=1, stride=stride)
-                x = Batch(*(None if a is None else a + b for a, b in zip(x, y, strict=True)))
-        x = norm_act(x, 'norm').map(lambda x: x.mean(axis=(1, 2)))
-        outputs = {'features': x, 'logits': Dense(self.num_classes, name='head')(x)}
-        for head, widths in self.heads.items():
-            y = x
-            for i, width in enumerate(widths):
-                if i > 0:
-                    y = y.map(lambda y: nn.leaky_relu(y, self.negative_slope))
-                y = Dense(width, name=f'{head}{i + 1}')(y)
-            outputs[head] = y
-        return outputs
+                    x = Conv(features, kernel_size=1, stride=stride, name=name + 'shortcut')(x)
+                x = add(x, y)
+            outputs[f'stage{stage + 1}'] = x
+        return outputs | {'features': norm_act(x, 'norm').map(lambda x: x.mean(axis=(1, 2)))}
+
+    def order(self) -> list[str]:
+        blocks = [f'stage{s + 1}_block{b + 1}_' for s, number in enumerate(self.blocks) for b in range(number)]
+        return ['stem', *blocks, 'norm']

@@ -39,9 +39,10 @@ def test_convolution_equals_scipy(size, kernel_size, stride):
 @pytest.mark.parametrize(('n', 'size', 'kernel_size'), [(6, 8, 3), (4, 32, 3), (4, 40, 3), (6, 7, 5), (4, 8, 1)])
 def test_blocked_weight_gradient_equals_xlas(n, size, kernel_size, devices):
     x, kernel = random(n, size, size, 3), random(kernel_size, kernel_size, 3, 4, seed=1)
+    pad = (kernel_size - 1) // 2
     out = conv.conv(x, kernel)
     cotangent = random(*out.shape, seed=2)
-    expected = jax.vjp(lambda k: conv.xla_conv(x, k, 1), kernel)[1](cotangent)[0]
+    expected = jax.vjp(lambda k: conv.xla_conv(x, k, 1, ((pad, pad),) * 2), kernel)[1](cotangent)[0]
     mesh = jax.make_mesh((devices,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh):
         x, cotangent = jax.device_put((x, cotangent), jax.NamedSharding(mesh, jax.P('data')))
@@ -49,18 +50,49 @@ def test_blocked_weight_gradient_equals_xlas(n, size, kernel_size, devices):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize('convolution', [conv.xla_conv, conv.blocked_conv])
-@pytest.mark.parametrize('stride', [1, 2])
-def test_convolution_gradients_equal_finite_differences(convolution, stride):
+@pytest.mark.parametrize(('convolution', 'channels'), [('xla_conv', 2), ('blocked_conv', 2), ('depthwise_conv', 1)])
+@pytest.mark.parametrize(('stride', 'padding'), [(1, ((1, 1), (1, 1))), (2, ((1, 1), (1, 1))), (2, ((0, 1), (1, 0)))])
+def test_convolution_gradients_equal_finite_differences(convolution, channels, stride, padding):
     with jax.enable_x64(True):
-        x, kernel = (random(*shape).astype(np.float64) for shape in ((2, 5, 5, 2), (3, 3, 2, 2)))
-        check_grads(lambda x, k: convolution(x, k, stride), (x, kernel), order=1, modes=['rev'])
+        x, kernel = (random(*shape).astype(np.float64) for shape in ((2, 5, 5, 2), (3, 3, channels, 2)))
+        convolve = getattr(conv, convolution)
+        check_grads(lambda x, k: convolve(x, k, stride, padding), (x, kernel), order=1, modes=['rev'])
+
+
+@pytest.mark.parametrize(('size', 'kernel_size', 'stride'), [(8, 3, 1), (8, 3, 2), (7, 3, 2), (9, 5, 2), (8, 5, 2)])
+def test_depthwise_convolution_with_same_padding_equals_scipy(size, kernel_size, stride):
+    x, kernel = random(2, size, size, 6), random(kernel_size, kernel_size, 1, 6, seed=1)
+    # TensorFlow: as few zeros as the last output needs, the odd one below and to the right.
+    total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
+    padded = np.pad(x, ((0, 0), *[(total // 2, total - total // 2)] * 2, (0, 0)))
+    expected = [
+        [signal.correlate2d(image[..., c], kernel[..., 0, c], 'valid')[::stride, ::stride] for c in range(6)]
+        for image in padded
+    ]
+    actual = conv.conv(x, kernel, stride, same=True)
+    np.testing.assert_allclose(actual, np.moveaxis(expected, 1, -1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+def test_depthwise_gradient_equals_xlas_on_any_number_of_devices(devices):
+    x, kernel = random(4, 6, 6, 3), random(3, 3, 1, 3, seed=1)
+    mesh = jax.make_mesh((devices,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+    padding = ((1, 1), (1, 1))
+
+    def gradients(convolve):
+        return jax.jit(jax.grad(lambda x, k: jnp.sum(convolve(x, k, 1, padding) ** 3), (0, 1)))
+
+    expected = gradients(conv.xla_conv)(x, kernel)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(x, jax.NamedSharding(mesh, jax.P('data')))
+        actual = gradients(conv.depthwise_conv)(x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), actual, expected)
 
 
 def apply_norm(x, train, variables=None):
     norm = layers.BatchNorm(momentum=0.9, epsilon=1e-3)
-    variables = variables or norm.init(jax.random.key(0), x, train=False)
-    return norm.apply(variables, x, train, mutable=['batch_stats'])
+    variables = variables or norm.init(jax.random.key(0), x, layers.Mode(train=False))
+    return norm.apply(variables, x, layers.Mode(train), mutable=['batch_stats'])
 
 
 def test_batch_norm_equals_numpy_and_keeps_torchs_running_statistics():

@@ -60,7 +60,7 @@ def test_one_fixmatch_step_equals_numpy(start):
     """Golden step: the loss from the logits by equations 3 and 4, the update by the rule of Nesterov SGD."""
     trainer, state, batch = start()
     images = step_lib.make_views(trainer, state, batch)
-    outputs, _ = step_lib.forward(trainer, state.params, state.batch_stats, images)
+    outputs, _ = step_lib.forward(trainer, state.params, state, images)
     logits = {view: np.float64(output['logits']) for view, output in outputs.items()}
     # A threshold that half of the images pass.
     confidence = np.exp(logits['unlabeled.weak'].max(-1)) / np.exp(logits['unlabeled.weak']).sum(-1)
@@ -169,13 +169,13 @@ def test_gradient_without_the_weak_view_equals_finite_differences(start):
         **{'methods.fixmatch.threshold': 0.0, 'methods.fixmatch.weak_batch_norm': 'no_grad', 'ema_decay': 0.0}
     )
     images = step_lib.make_views(trainer, state, batch)
-    outputs, _ = step_lib.forward(trainer, state.params, state.batch_stats, images)
+    outputs, _ = step_lib.forward(trainer, state.params, state, images)
     labels = outputs['unlabeled.weak']['logits'].argmax(-1)
 
     @jax.jit
     def loss(kernel):
         params = {**state.params, 'stem': {'kernel': kernel}}
-        outputs, _ = step_lib.forward(trainer, params, state.batch_stats, images)
+        outputs, _ = step_lib.forward(trainer, params, state, images)
         strong = jax.nn.log_softmax(outputs['unlabeled.strong']['logits'])
         labeled = jax.nn.log_softmax(outputs['labeled.weak']['logits'])
         terms = (jnp.take_along_axis(strong, labels[:, None], 1), batch['labeled']['labels'][:, None])

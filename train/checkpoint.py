@@ -2,14 +2,17 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import pathlib
 
 import jax
+import numpy as np
 from absl import logging
 from orbax.checkpoint.experimental import v1 as ocp
 
-from errors import UserError
+from errors import UserError, first_line
+from models import pretrained
 from train.step import TrainState
 
 
@@ -66,6 +69,37 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def __exit__(self, *exception) -> None:
         self._checkpointer.close()
+
+
+def weights(source: str) -> pretrained.Weights:
+    """Returns the averaged network of a run's last checkpoint, to begin another run with.
+
+    source: the run's folder. Raises UserError where it holds none.
+    """
+    folder = pathlib.Path(source)
+    try:
+        config = json.loads((folder / 'config.json').read_text())
+        checkpointer = ocp.training.Checkpointer((folder / 'checkpoints').resolve(strict=True))
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.pretrained='{source}' is no run's folder ({first_line(error)}).") from error
+    with checkpointer:
+        if checkpointer.latest is None:
+            raise UserError(f"model.pretrained='{source}' holds no checkpoint.")
+        step = checkpointer.latest.step
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        saved = checkpointer.metadata(step).metadata
+        saved = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved)
+        state = checkpointer.load(step, saved)
+    tensors = {
+        f'{collection}/{layer}/{leaf}': np.asarray(array)
+        for collection, part in (('params', state['ema_params']), ('batch_stats', state['batch_stats']))
+        for layer, leaves in part.items()
+        for leaf, array in leaves.items()
+    }
+    digest = hashlib.sha256(b''.join(name.encode() + tensors[name].tobytes() for name in sorted(tensors)))
+    record = {'source': source, 'step': step, 'sha256': digest.hexdigest()}
+    preprocessing = {key: tuple(v) if isinstance(v, list) else v for key, v in config['preprocessing'].items()}
+    return pretrained.Weights(tensors, 'own', record, preprocessing)
 
 
 def _set_aside_unreadable(directory: pathlib.Path) -> None:

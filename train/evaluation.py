@@ -9,24 +9,25 @@ import numpy as np
 
 from models import Batch
 from train import mesh as mesh_lib
-from train.step import Trainer, normalise
+from train.step import Trainer
 
 BATCH_SIZE = 512
 
 
-def create(trainer: Trainer, mesh: jax.sharding.Mesh) -> Callable:
-    """Returns `predict(params, batch_stats, images) -> logits`, compiled once.
+def create(trainer: Trainer, mesh: jax.sharding.Mesh, output: str = 'logits') -> Callable:
+    """Returns `predict(params, batch_stats, images) -> logits`, or another output of the network, compiled once.
 
-    images: uint8 `[N, H, W, C]`, any N, not augmented; logits: float32 `[N, num_classes]`, on the host.
+    images: uint8 `[N, H, W, C]`, any N, not augmented, or cached features, float32 `[N, D]`.
+    logits: float32 `[N, num_classes]`, on the host.
     """
-    compiled = jax.jit(functools.partial(_logits, trainer))
+    compiled = jax.jit(functools.partial(_outputs, trainer, output))
     batch_size = BATCH_SIZE // mesh.size * mesh.size
 
     def predict(params, batch_stats, images: np.ndarray) -> np.ndarray:
         logits = []
         for start in range(0, len(images), batch_size):
             part = images[start : start + batch_size]
-            part = np.pad(part, [(0, batch_size - len(part))] + [(0, 0)] * 3)
+            part = np.pad(part, [(0, batch_size - len(part))] + [(0, 0)] * (part.ndim - 1))
             logits.append(compiled(params, batch_stats, mesh_lib.put_batch(mesh, part)))
         return np.concatenate(jax.device_get(logits))[: len(images)]
 
@@ -40,6 +41,8 @@ def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {'accuracy': float((logits.argmax(-1) == labels).mean()), 'loss': float(losses.mean())}
 
 
-def _logits(trainer: Trainer, params, batch_stats, images) -> jax.Array:
-    images = Batch(normalise(trainer.settings, images.astype(jnp.float32) / 255))
-    return trainer.model.apply({'params': params, 'batch_stats': batch_stats}, images, train=False)[0]['logits'].grad
+def _outputs(trainer: Trainer, name: str, params, batch_stats, images) -> jax.Array:
+    if images.ndim == 4:
+        images = trainer.model.preprocess(images.astype(jnp.float32) / 255)
+    variables = {'params': params, 'batch_stats': batch_stats}
+    return trainer.model.apply(variables, Batch(images), train=False)[0][name].grad

@@ -1,6 +1,7 @@
 """One run from settings to result.json: compiled step, evaluation, checkpoints, progress, interruption."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import pathlib
@@ -13,7 +14,8 @@ import jax
 from tqdm import tqdm
 
 from errors import UserError
-from train import diagnostics, evaluation, result
+from models import pretrained
+from train import checkpoint, diagnostics, evaluation, result
 from train import mesh as mesh_lib
 from train import step as step_lib
 from train.checkpoint import Checkpoints
@@ -36,10 +38,16 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
     Raises UserError for what the user can mend, Interrupted after SIGTERM or Ctrl-C.
     """
     streams = Streams.load(settings, data_dir)
-    trainer = step_lib.Trainer.create(settings, streams.spec(settings))
+    source = settings.model.get('pretrained')
+    weights = (checkpoint.weights if pathlib.Path(source).is_dir() else pretrained.load)(source) if source else None
+    trainer = step_lib.Trainer.create(settings, streams.spec(settings), weights)
     # Traced before anything is written, for settings that do not go together.
     jax.eval_shape(functools.partial(step_lib.init, trainer), streams.batches(trainer.batch_sizes, settings.seed, 0))
-    with RunFolder(workdir, settings) as folder:
+    network = {
+        'weights': weights.record if weights else None,
+        'preprocessing': dataclasses.asdict(trainer.model.preprocess),
+    }
+    with RunFolder(workdir, settings, network) as folder:
         if (finished := folder.read_json('result.json')) is not None:
             print(f'{workdir} holds this very run, finished.')
             return finished
@@ -59,6 +67,8 @@ def _train(trainer: step_lib.Trainer, streams: Streams, folder: RunFolder) -> st
     settings = trainer.settings
     sizes = trainer.batch_sizes
     mesh = mesh_lib.create(*sizes.values())
+    if settings.data.cache_features:
+        streams = _features(trainer, streams, mesh)
 
     def batch(step: int) -> step_lib.Batch:
         return mesh_lib.put_batch(mesh, streams.batches(sizes, settings.seed, step))
@@ -70,7 +80,7 @@ def _train(trainer: step_lib.Trainer, streams: Streams, folder: RunFolder) -> st
             print(f'Continuing after step {int(state.step)}.')
         start = int(state.step)
         folder.rewind(start)
-        step_fn = jax.jit(functools.partial(step_lib.step, trainer), donate_argnums=0)
+        step_fn = jax.jit(functools.partial(step_lib.step, trainer), static_argnames='head_only', donate_argnums=0)
         predict = evaluation.create(trainer, mesh)
         next_round = jax.jit(functools.partial(step_lib.next_round, trainer), donate_argnums=0)
         with _Log(folder, trainer, start) as log:
@@ -79,7 +89,8 @@ def _train(trainer: step_lib.Trainer, streams: Streams, folder: RunFolder) -> st
                     log.flush()
                     logits = predict(state.ema_params, state.batch_stats, streams.unlabeled())
                     state = next_round(state, mesh_lib.put_replicated(mesh, logits))
-                state, metrics = step_fn(state, batch(done - 1))
+                head_only = done <= settings.optimizer.unfreeze_step
+                state, metrics = step_fn(state, batch(done - 1), head_only=head_only)
                 log.step(done, metrics)
                 last = done == settings.steps
                 scores = {}
@@ -96,6 +107,15 @@ def _train(trainer: step_lib.Trainer, streams: Streams, folder: RunFolder) -> st
                     checkpoints.wait()
                     raise Interrupted(caught[0], done, folder.path)
         return state
+
+
+def _features(trainer: step_lib.Trainer, streams: Streams, mesh: jax.sharding.Mesh) -> Streams:
+    """Returns the streams with the features of a frozen backbone instead of the images."""
+    with jax.set_mesh(mesh):
+        variables = step_lib.initial(trainer, trainer.settings.seed, 0)
+        predict = evaluation.create(trainer, mesh, 'features')
+        features = functools.partial(predict, variables['params'], variables['batch_stats'])
+        return streams.map(features, trainer.batch_sizes)
 
 
 class _Log(contextlib.AbstractContextManager):

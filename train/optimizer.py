@@ -1,9 +1,14 @@
 """Gradient to update. The learning rate is a function of progress, so the optimizer state holds no count."""
 
+import re
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
+from errors import UserError
 from train.settings import Optimizer
 
 
@@ -16,10 +21,65 @@ def create(settings: Optimizer) -> optax.GradientTransformation:
 
 
 def kernels(params) -> dict:
-    """Marks with True what weight decay acts on: kernels, not biases and batch-norm parameters."""
+    """Marks with True what weight decay acts on: kernels, not biases and norms' parameters."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
 
 
 def learning_rate(settings: Optimizer, progress: jax.Array) -> jax.Array:
-    """The cosine decay of FixMatch (section 2.3 and table 4): lr * cos(7 pi k / 16 K) with the default."""
-    return settings.learning_rate * jnp.cos(jnp.pi * settings.cosine_cycles * progress)
+    """Returns the learning rate of the whole network, which `layer_rates` multiplies.
+
+    'cosine' is FixMatch's decay (section 2.3 and table 4): lr * cos(7 pi k / 16 K) with the default.
+    """
+    if settings.schedule == 'cosine':
+        rate = settings.learning_rate * jnp.cos(jnp.pi * settings.cosine_cycles * progress)
+    else:
+        rate = settings.learning_rate * 0.1 ** sum(progress >= boundary for boundary in settings.boundaries)
+    return rate * jnp.minimum(1, progress / settings.warmup) if settings.warmup else rate
+
+
+def layer_rates(settings: Optimizer, params: Mapping[str, Mapping[str, Any]], depths: Mapping[str, int]) -> dict:
+    """Returns {layer: {parameter: factor of the learning rate}}; 0 where the parameter is frozen.
+
+    depths: {layer: how deep it is}, for `layer_decay`.
+    Raises UserError where a parameter is left to chance or an expression fits none.
+    """
+    rules = []
+    for rule in settings.layer_rates:
+        pattern, _, number = rule.rpartition(':')
+        try:
+            rules.append((rule, re.compile(pattern), float(number)))
+        except (re.error, ValueError):
+            raise UserError(f"optimizer.layer_rates: '{rule}' is not 'regular expression: factor'.") from None
+    used, unmatched = set(), []
+
+    def factor(name: str) -> float:
+        for rule, pattern, value in rules:
+            if pattern.match(name):
+                used.add(rule)
+                return value
+        if rules:
+            unmatched.append(name)
+        return 1.0
+
+    deepest = max(depths.values())
+    rates = {
+        layer: {leaf: factor(f'{layer}/{leaf}') * settings.layer_decay ** (deepest - depths[layer]) for leaf in leaves}
+        for layer, leaves in params.items()
+    }
+    if unmatched:
+        raise UserError(f"optimizer.layer_rates leaves out {', '.join(unmatched)}. End it with '.*: 1' or '.*: 0'.")
+    if unused := [rule for rule in settings.layer_rates if rule not in used]:
+        names = ', '.join(sorted(params))
+        raise UserError(f"optimizer.layer_rates: '{unused[0]}' fits no parameter that is left. Layers: {names}.")
+    return rates
+
+
+def select(tree: Mapping[str, Mapping[str, Any]], rates: Mapping[str, Mapping[str, float]]) -> dict:
+    """Returns the part of {layer: {leaf: value}} that is trained."""
+    parts = {layer: {k: v for k, v in leaves.items() if rates[layer][k]} for layer, leaves in tree.items()}
+    return {layer: leaves for layer, leaves in parts.items() if leaves}
+
+
+def merge(tree: Mapping[str, Mapping[str, Any]], part: Mapping[str, Mapping[str, Any]]) -> dict:
+    """Returns the tree with the values of a part of it."""
+    return {layer: {**leaves, **part.get(layer, {})} for layer, leaves in tree.items()}

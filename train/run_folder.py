@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from errors import UserError
@@ -24,13 +26,14 @@ def default(settings: Settings) -> pathlib.Path:
 class RunFolder(contextlib.AbstractContextManager):
     """One run's files, kept for one process. Each is written whole or, metrics.jsonl, a whole line at a time."""
 
-    def __init__(self, path: pathlib.Path, settings: Settings):
+    def __init__(self, path: pathlib.Path, settings: Settings, more: Mapping[str, Any] = MappingProxyType({})):
         """Makes the folder, or opens that of the same run.
 
+        more: what else makes it the same run and goes into config.json.
         Raises UserError where it cannot be written or where it belongs to a run with other settings.
         """
         self.path = path
-        wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
+        wanted = json.loads(json.dumps({**dataclasses.asdict(settings), **more}))
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = open(path / '.lock', 'w')  # noqa: SIM115 - held as long as the run goes on

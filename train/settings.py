@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from errors import UserError, build
+from errors import UserError, build, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Data:
     label_seed: int = -1  # of the label split; -1: the run's seed
     manifest: str = ''  # labels.json of an earlier run, instead of drawing labels
     validation: int = 0  # training images held out to select a checkpoint
+    cache_features: bool = False  # run the frozen backbone over all images once, not augmented, and train on features
 
     def __post_init__(self):
         if self.labels < -1 or self.labels == 0:
@@ -39,12 +40,24 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """SGD with Nesterov momentum; learning rate times cos(pi * cosine_cycles * progress)."""
+    """SGD with Nesterov momentum, with a learning rate that may differ from layer to layer."""
 
     learning_rate: float
     momentum: float = 0.9
     weight_decay: float = 0.0  # factor of an L2 gradient on kernels only
+    schedule: str = 'cosine'  # learning rate times cos(pi * cosine_cycles * progress), or 'steps'
     cosine_cycles: float = 7 / 16  # 0.5 ends at zero
+    boundaries: tuple[float, ...] = ()  # of 'steps': progress from which the learning rate is a tenth of that before
+    warmup: float = 0.0  # progress up to which the learning rate rises from zero
+    layer_rates: tuple[str, ...] = ()  # 'regular expression: factor', the first that fits a parameter; 0 freezes it
+    layer_decay: float = 1.0  # factor from each block to the one below it; the classifier has 1
+    unfreeze_step: int = 0  # until then only the classifier and other heads are trained
+
+    def __post_init__(self):
+        if self.schedule not in ('cosine', 'steps'):
+            raise unknown('optimizer.schedule', self.schedule, ('cosine', 'steps'))
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f'optimizer.layer_decay must be in (0, 1], not {self.layer_decay}.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +68,7 @@ class Settings:
     steps: int
     batch_size: int  # labeled images in a step
     data: Data
-    model: Mapping[str, Any]  # 'name' and fields of that network
+    model: Mapping[str, Any]  # 'name', fields of that network, and those of train.step.MODEL_SETTINGS
     methods: Mapping[str, Mapping[str, Any]]  # {name: hyper-parameters}; losses add up
     optimizer: Optimizer
     ema_decay: float  # of the averaged parameters that are evaluated

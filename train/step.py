@@ -15,8 +15,13 @@ import models
 from data import augment
 from errors import UserError, build, unknown
 from methods.base import JOINT, NO_GRAD, POLICIES, DataSpec, Inputs, Method
+from models.pretrained import Weights, is_head
 from train import optimizer
 from train.settings import Settings
+
+# What `settings.model` holds beside the name and the fields of a network.
+# pretrained: weights to begin with (models.files.locate, or a run's folder). frozen_statistics: of all batch norms.
+MODEL_SETTINGS = ('pretrained', 'frozen_statistics')
 
 # {stream: {'images': uint8 [n, H, W, C], 'labels': int32 [n], 'indices': int32 [n]}}
 Batch = dict[str, dict[str, jax.Array]]
@@ -55,8 +60,11 @@ class Trainer:
     data: DataSpec
 
     @classmethod
-    def create(cls, settings: Settings, data: DataSpec) -> 'Trainer':
-        """Builds network, methods and augmentations. Raises UserError for a name or key that does not exist."""
+    def create(cls, settings: Settings, data: DataSpec, weights: Weights | None = None) -> 'Trainer':
+        """Builds network, methods and augmentations. Raises UserError for a name or key that does not exist.
+
+        weights: what `model.pretrained` names.
+        """
         weak, strong = settings.data.weak, settings.data.strong
         created = {name: methods.create(name, fields) for name, fields in settings.methods.items()}
         heads: dict[str, tuple[int, ...]] = {}
@@ -64,9 +72,16 @@ class Trainer:
             for head, widths in method.heads().items():
                 if heads.setdefault(head, widths) != widths:
                     raise UserError(f'{name} needs a {head} of widths {widths}, another method one of {heads[head]}.')
-        return cls(
+        trainer = cls(
             settings=settings,
-            model=models.create(num_classes=data.num_classes, heads=heads, **settings.model),
+            model=models.create(
+                num_classes=data.num_classes,
+                heads=heads,
+                mean=settings.data.mean,
+                std=settings.data.std,
+                weights=weights,
+                **{key: value for key, value in settings.model.items() if key not in MODEL_SETTINGS},
+            ),
             methods=created,
             augmentations={
                 'weak': build(augment.Weak, 'setting of data.weak', weak),
@@ -74,6 +89,32 @@ class Trainer:
             },
             data=data,
         )
+        trainer._check_cached_features()
+        return trainer
+
+    def _check_cached_features(self) -> None:
+        if not self.settings.data.cache_features:
+            return
+        trained = optimizer.select(self.layer_rates(), self.layer_rates())
+        if deep := [layer for layer in trained if not is_head(layer)]:
+            raise UserError(
+                f'data.cache_features needs a frozen backbone, and {", ".join(deep[:3])}{", ..." * (len(deep) > 3)} '
+                "would be trained: set optimizer.layer_rates to ('head: 1', '.*: 0')."
+            )
+        if other := [view for view in self.views if not view.endswith('.weak')]:
+            raise UserError(f'data.cache_features goes with weak views only: {", ".join(other)} is augmented anew.')
+
+    def layer_rates(self, head_only: bool = False) -> dict[str, dict[str, float]]:
+        """Returns {layer: {parameter: factor of the learning rate}}; 0 where it is frozen.
+
+        head_only: before `optimizer.unfreeze_step`.
+        """
+        model = dataclasses.replace(self.model, weights=None)
+        shapes = jax.eval_shape(functools.partial(model.init, image_shape=self.data.image_shape), jax.random.key(0))
+        rates = optimizer.layer_rates(self.settings.optimizer, shapes['params'], model.depths(shapes['params']))
+        if not head_only:
+            return rates
+        return {layer: leaves if is_head(layer) else dict.fromkeys(leaves, 0.0) for layer, leaves in rates.items()}
 
     @functools.cached_property
     def views(self) -> dict[str, str]:
@@ -103,21 +144,29 @@ class Trainer:
 def init(trainer: Trainer, batch: Batch) -> TrainState:
     """Returns the state before the first step, on batches shaped like `batch`."""
     settings = trainer.settings
-    variables = trainer.model.init(stream_key(settings.seed, 'init', 0), trainer.data.image_shape)
+    variables = jax.tree.map(jnp.asarray, initial(trainer, settings.seed, 0))
+    data = dataclasses.replace(trainer.data, variables=variables)
     # Copies, because a step takes over (donates) every array of its state, which it can do once only.
-    own = {name: jax.tree.map(jnp.array, m.init_state(trainer.data)) for name, m in trainer.methods.items()}
+    own = {name: jax.tree.map(jnp.array, m.init_state(data)) for name, m in trainer.methods.items()}
     state = TrainState(
         seed=jnp.int32(settings.seed),
         step=jnp.int32(0),
         params=variables['params'],
         batch_stats=variables['batch_stats'],
         ema_params=jax.tree.map(jnp.copy, variables['params']),
-        opt_state=optimizer.create(settings.optimizer).init(variables['params']),
+        opt_state=optimizer.create(settings.optimizer).init(
+            optimizer.select(variables['params'], trainer.layer_rates())
+        ),
         methods=own,
         metrics=Metrics({}, {}),
     )
     metrics = jax.eval_shape(functools.partial(_update, trainer), state, batch)[1]
     return dataclasses.replace(state, metrics=jax.tree.map(lambda m: jnp.zeros(m.shape), metrics))
+
+
+def initial(trainer: Trainer, seed: int | jax.Array, number: int | jax.Array) -> models.Variables:
+    """Returns the variables that a round begins with."""
+    return trainer.model.init(stream_key(seed, 'init', number), trainer.data.image_shape)
 
 
 def next_round(trainer: Trainer, state: TrainState, logits: jax.Array) -> TrainState:
@@ -131,7 +180,7 @@ def next_round(trainer: Trainer, state: TrainState, logits: jax.Array) -> TrainS
     opt_state = jax.tree.map(jnp.zeros_like, state.opt_state)
     new = dataclasses.replace(state, methods=own, opt_state=opt_state)
     if any(m.restart for m in trainer.methods.values()):
-        variables = trainer.model.init(stream_key(state.seed, 'init', number), trainer.data.image_shape)
+        variables = initial(trainer, state.seed, number)
         params = variables['params']
         new = dataclasses.replace(
             new, params=params, ema_params=jax.tree.map(jnp.copy, params), batch_stats=variables['batch_stats']
@@ -145,21 +194,30 @@ def stream_key(seed: int | jax.Array, stream: str, step: int | jax.Array) -> jax
     return jax.random.fold_in(key, step)
 
 
-def step(trainer: Trainer, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """Makes one step. Also returns the metrics of the steps since the last logged one."""
-    new, metrics = _update(trainer, state, batch)
+def step(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool = False) -> tuple[TrainState, Metrics]:
+    """Makes one step. Also returns the metrics of the steps since the last logged one.
+
+    head_only: leave everything below the features as it is.
+    """
+    new, metrics = _update(trainer, state, batch, head_only)
     first_of_window = state.step % trainer.settings.log_steps == 0
     window = jax.tree.map(lambda old, m: jnp.where(first_of_window, 0, old) + m, state.metrics, metrics)
     return dataclasses.replace(new, metrics=window), window
 
 
-def _update(trainer: Trainer, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+def _update(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool = False) -> tuple[TrainState, Metrics]:
     settings = trainer.settings
+    rates = trainer.layer_rates(head_only)
+    # A frozen layer is frozen whole: its running statistics, too.
+    trained = optimizer.select(state.params, rates)
+    everything = settings.model.get('frozen_statistics', False)
+    frozen = frozenset(layer for layer in state.params if everything or layer not in trained)
     progress = state.step % trainer.round_steps / trainer.round_steps
     images = make_views(trainer, state, batch)
 
-    def loss_fn(params):
-        outputs, batch_stats = forward(trainer, params, state.batch_stats, images)
+    def loss_fn(trained):
+        params = optimizer.merge(state.params, trained)
+        outputs, batch_stats = forward(trainer, params, state, images, frozen)
         losses = {}
         for name, method in trainer.methods.items():
             inputs = Inputs(
@@ -171,18 +229,27 @@ def _update(trainer: Trainer, state: TrainState, batch: Batch) -> tuple[TrainSta
                 key=stream_key(state.seed, f'methods.{name}', state.step),
                 params=params,
                 ema_params=state.ema_params,
-                forward=functools.partial(_forward_alone, trainer.model, batch_stats),
+                forward=functools.partial(_forward_alone, trainer, state, batch_stats, frozen),
             )
             losses[name] = method.loss(inputs, state.methods[name])
             if losses[name].batch_stats is not None:
                 batch_stats = losses[name].batch_stats
         return sum(loss.loss for loss in losses.values()), (batch_stats, losses)
 
-    (loss, (batch_stats, losses)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = optimizer.create(settings.optimizer).update(gradient, state.opt_state, state.params)
+    # Only for what is trained: XLA leaves out the backward pass below the lowest trained layer.
+    (loss, (batch_stats, losses)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+    # To the optimizer, what is frozen for now is zero with a gradient of zero: its momentum stays zero.
+    later = jax.tree.map(jnp.zeros_like, optimizer.select(state.params, trainer.layer_rates()))
+    updates, opt_state = optimizer.create(settings.optimizer).update(
+        optimizer.merge(later, gradient), state.opt_state, optimizer.merge(later, trained)
+    )
     rate = optimizer.learning_rate(settings.optimizer, progress)
-    params = optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, updates))
-    ema_params = optax.incremental_update(params, state.ema_params, 1 - settings.ema_decay)
+    new = {
+        layer: {leaf: value - rate * rates[layer][leaf] * updates[layer][leaf] for leaf, value in leaves.items()}
+        for layer, leaves in trained.items()
+    }
+    ema = optax.incremental_update(new, optimizer.select(state.ema_params, rates), 1 - settings.ema_decay)
+    params, ema_params = optimizer.merge(state.params, new), optimizer.merge(state.ema_params, ema)
 
     histograms = {}
     metrics = {
@@ -220,7 +287,9 @@ def _mean(values: jax.Array, weights: jax.Array | float = 1.0) -> jax.Array:
 
 
 def make_views(trainer: Trainer, state: TrainState, batch: Batch) -> dict[str, jax.Array]:
-    """Augments and normalises every view that the methods ask for. Returns {view: float32 `[n, H, W, C]`}."""
+    """Augments and preprocesses every view that the methods ask for. Returns {view: float32 `[n, H, W, C]`}."""
+    if trainer.settings.data.cache_features:
+        return {view: batch[view.split('.')[0]]['images'].astype(jnp.float32) for view in trainer.views}
     views = {}
     for name, augmentation in trainer.augmentations.items():
         of = [view for view in trainer.views if view.split('.')[1].rstrip('0123456789') == name]
@@ -232,27 +301,32 @@ def make_views(trainer: Trainer, state: TrainState, batch: Batch) -> dict[str, j
         draws = [augmentation.draw(key, x.shape) for key, x in zip(keys, images, strict=True)]
         draws = jax.tree.map(lambda *x: _concatenate(x), *draws)
         augmented = on_each_device(augmentation.apply)(draws, _concatenate(images))
-        parts = _split(normalise(trainer.settings, augmented), [len(x) for x in images])
+        parts = _split(trainer.model.preprocess(augmented), [len(x) for x in images])
         views |= dict(zip(of, parts, strict=True))
     return {view: views[view] for view in trainer.views}
 
 
-def normalise(settings: Settings, images: jax.Array) -> jax.Array:
-    """Turns pixels in [0, 1] into the network's input."""
-    return (images - jnp.asarray(settings.data.mean)) / jnp.asarray(settings.data.std)
-
-
-def forward(trainer: Trainer, params, batch_stats, images: dict[str, jax.Array]) -> tuple[dict, Any]:
+def forward(
+    trainer: Trainer, params, state: TrainState, images: dict[str, jax.Array], frozen: frozenset[str] = frozenset()
+) -> tuple[dict, Any]:
     """Runs the network once over all 'joint' and 'no_grad' views.
 
     Returns ({view: {output: [n, ...]}}, batch_stats).
     """
     parts = [[view for view in images if trainer.views[view] == policy] for policy in (JOINT, NO_GRAD)]
     if not any(parts):
-        return {}, batch_stats
-    joined = [_concatenate([images[view] for view in part]) if part else None for part in parts]
-    variables = {'params': params, 'batch_stats': batch_stats}
-    outputs, batch_stats = trainer.model.apply(variables, models.Batch(*joined), train=True)
+        return {}, state.batch_stats
+
+    def join(arrays: dict[str, jax.Array]) -> models.Batch:
+        return models.Batch(*(_concatenate([arrays[view] for view in part]) if part else None for part in parts))
+
+    keys = None
+    if trainer.model.drops:
+        # A key for each image, so that what is dropped does not depend on how images are put together.
+        each = {v: jax.random.split(stream_key(state.seed, f'drop.{v}', state.step), len(x)) for v, x in images.items()}
+        keys = join(each)
+    variables = {'params': params, 'batch_stats': state.batch_stats}
+    outputs, batch_stats = trainer.model.apply(variables, join(images), train=True, frozen=frozen, keys=keys)
     by_view: dict[str, dict[str, jax.Array]] = {view: {} for part in parts for view in part}
     for name, output in outputs.items():
         for part, values in zip(parts, output, strict=True):
@@ -261,9 +335,22 @@ def forward(trainer: Trainer, params, batch_stats, images: dict[str, jax.Array])
     return by_view, batch_stats
 
 
-def _forward_alone(model: models.Model, batch_stats, params, images: jax.Array) -> tuple[dict[str, jax.Array], Any]:
-    """`Inputs.forward`: one batch by itself, with its own statistics."""
-    outputs, batch_stats = model.apply({'params': params, 'batch_stats': batch_stats}, models.Batch(images), train=True)
+def _forward_alone(
+    trainer: Trainer,
+    state: TrainState,
+    running: Any,
+    frozen: frozenset[str],
+    params: Any,
+    images: jax.Array,
+    batch_stats: Any = None,
+) -> tuple[dict[str, jax.Array], Any]:
+    """`Inputs.forward`: one batch by itself, with its own statistics or in evaluation with those given."""
+    train = batch_stats is None
+    keys = None
+    if trainer.model.drops and train:
+        keys = models.Batch(jax.random.split(stream_key(state.seed, 'drop.alone', state.step), len(images)))
+    variables = {'params': params, 'batch_stats': running if train else batch_stats}
+    outputs, batch_stats = trainer.model.apply(variables, models.Batch(images), train, frozen, keys)
     return {name: output.grad for name, output in outputs.items()}, batch_stats
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -72,6 +73,17 @@ class Streams:
             labels=self.labels[self.indices['labeled']],
             num_unlabeled=len(self.indices['unlabeled']),
             batch_sizes={'labeled': size, 'unlabeled': size * settings.data.unlabeled_ratio},
+        )
+
+    def map(self, f: Callable[[np.ndarray], np.ndarray], streams: Iterable[str]) -> 'Streams':
+        """Returns f of the images, uint8 `[N, H, W, C]`, of the streams named and of the held-out sets."""
+        used = np.unique(np.concatenate([self.indices[stream] for stream in streams]))
+        return dataclasses.replace(
+            self,
+            images=f(self.images[used]),
+            labels=self.labels[used],
+            indices={stream: np.searchsorted(used, self.indices[stream]) for stream in streams},
+            held_out={name: (f(images), labels) for name, (images, labels) in self.held_out.items()},
         )
 
     def unlabeled(self) -> np.ndarray:

@@ -1,0 +1,35 @@
+"""What all networks are: a backbone, and on its features a classifier and any further heads."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+
+from models.layers import Batch, Mode, classify, drop
+
+
+class Network(nn.Module):
+    """Base of all networks: maps normalised images `[N, H, W, C]`, or features `[N, D]` they gave before, to outputs.
+
+    heads: {name of an output beside 'features' and 'logits': widths of the layers on top of the features}.
+    dropout: share of the features that the classifier and the heads do not see in training.
+    """
+
+    num_classes: int
+    heads: Mapping[str, tuple[int, ...]]
+    dropout: float = 0.0
+    drop_path = 0.0
+    negative_slope = 0.0
+
+    @nn.compact
+    def __call__(self, images: Batch, mode: Mode) -> dict[str, Batch]:
+        outputs = {'features': images} if images.grad.ndim == 2 else self.backbone(images, mode)
+        features = drop(outputs['features'], mode, self.dropout, layer=0)
+        return classify(features, self.num_classes, self.heads, self.negative_slope) | outputs
+
+    def backbone(self, images: Batch, mode: Mode) -> dict[str, Batch]:
+        """Returns 'features' `[N, D]` and the feature map `[N, h, w, c]` at the end of every stage, by name."""
+        raise NotImplementedError
+
+    def order(self) -> list[str]:
+        """Returns a regular expression for each block's layer names, from the images to the features."""
+        raise NotImplementedError

@@ -1,0 +1,53 @@
+"""What turns pixels into a network's input. It belongs to the weights: others were trained on other inputs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from errors import UserError
+
+METHODS = {'nearest': 'nearest', 'bilinear': 'linear', 'bicubic': 'cubic', 'lanczos': 'lanczos3'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """Resizes so that `crop` of the shorter side is `resolution`, cuts out the centre, normalises the channels.
+
+    mean, std: of each channel, for pixels in [0, 1]; of colour images, for which gray ones take the averages.
+    resolution: side of the network's input in pixels; 0 leaves images as they are.
+    crop: fraction of the shorter side that is kept.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resolution: int = 0
+    interpolation: str = 'bicubic'
+    crop: float = 1.0
+
+    def __post_init__(self):
+        if self.interpolation not in METHODS:
+            raise UserError(f"interpolation '{self.interpolation}' is none of {', '.join(METHODS)}.")
+        if not 0 < self.crop <= 1:
+            raise UserError(f'crop must be in (0, 1], not {self.crop}.')
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Maps pixels in [0, 1], float32 `[N, H, W, C]`, to the network's input, `[N, resolution, resolution, C]`."""
+        if self.resolution:
+            shorter = round(self.resolution / self.crop)
+            n, height, width, channels = images.shape
+            scale = shorter / min(height, width)
+            size = [max(round(scale * side), self.resolution) for side in (height, width)]
+            # Antialiased where it shrinks, as in Pillow.
+            images = jax.image.resize(images, (n, *size, channels), METHODS[self.interpolation])
+            top, left = ((side - self.resolution) // 2 for side in size)
+            images = images[:, top : top + self.resolution, left : left + self.resolution]
+        return (images - self._per_channel(self.mean, images)) / self._per_channel(self.std, images)
+
+    def _per_channel(self, values: tuple[float, ...], images: jax.Array) -> jax.Array:
+        channels = images.shape[-1]
+        if channels != len(values) > 1:
+            if channels > 1:
+                raise UserError(f'The images have {channels} channels, and mean and std are of {len(values)}.')
+            values = (sum(values) / len(values),)
+        return jnp.asarray(values)

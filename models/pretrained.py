@@ -1,0 +1,151 @@
+"""Pretrained weights into a network: where they come from, what their tensors are called, what must fit.
+
+Layers have the published names with '_' for '.', so a table of names is a few lines: a regular expression for ours,
+and what its groups make of it in the file.
+"""
+
+import dataclasses
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+
+from errors import UserError
+from models import files
+from models.preprocess import Preprocessing
+
+_IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
+
+# {kind of network: preprocessing of its published weights where the file does not say}
+PREPROCESSING = {
+    'ResNet': Preprocessing(**_IMAGENET, resolution=224, interpolation='bilinear', crop=0.875),
+    'BiT': Preprocessing((0.5,) * 3, (0.5,) * 3, resolution=224, interpolation='bilinear', crop=0.875),
+    'EfficientNetLite0': Preprocessing((127 / 255,) * 3, (128 / 255,) * 3, 224, 'bicubic', 0.875),
+}
+
+# {kind of network and format: ((layer's name, name in the file), ...)}; the first that fits counts.
+NAMES = {
+    ('ResNet', 'torch'): (
+        (r'(layer\d)_(\d+)_downsample_(\d)', '{}.{}.downsample.{}'.format),
+        (r'(layer\d)_(\d+)_(\w+)', '{}.{}.{}'.format),
+        (r'head', 'fc'.format),
+        (r'(\w+)', '{}'.format),
+    ),
+    ('EfficientNetLite0', 'torch'): (
+        (r'blocks_(\d+)_(\w+)', '_blocks.{}._{}'.format),
+        (r'head', '_fc'.format),
+        (r'(\w+)', '_{}'.format),
+    ),
+    ('BiT', 'torch'): (
+        (r'stem', 'stem.conv'.format),
+        (r'stage(\d)_block(\d+)_shortcut', lambda s, b: f'stages.{s - 1}.blocks.{b - 1}.downsample.conv'),
+        (r'stage(\d)_block(\d+)_(\w+)', lambda s, b, layer: f'stages.{s - 1}.blocks.{b - 1}.{layer}'),
+        (r'head', 'head.fc'.format),
+        (r'(\w+)', '{}'.format),
+    ),
+    ('BiT', 'npz'): (
+        (r'stem', 'resnet/root_block/standardized_conv2d'.format),
+        (r'stage(\d)_block(\d+)_shortcut', 'resnet/block{}/unit{:02}/a/proj/standardized_conv2d'.format),
+        (r'stage(\d)_block(\d+)_conv1', 'resnet/block{}/unit{:02}/a/standardized_conv2d'.format),
+        (r'stage(\d)_block(\d+)_conv2', 'resnet/block{}/unit{:02}/b/standardized_conv2d'.format),
+        (r'stage(\d)_block(\d+)_conv3', 'resnet/block{}/unit{:02}/c/standardized_conv2d'.format),
+        (r'stage(\d)_block(\d+)_norm1', 'resnet/block{}/unit{:02}/a/group_norm'.format),
+        (r'stage(\d)_block(\d+)_norm2', 'resnet/block{}/unit{:02}/b/group_norm'.format),
+        (r'stage(\d)_block(\d+)_norm3', 'resnet/block{}/unit{:02}/c/group_norm'.format),
+        (r'norm', 'resnet/group_norm'.format),
+        (r'head', 'resnet/head/conv2d'.format),
+    ),
+}
+_TORCH = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Tensors of a file or of an own run.
+
+    format: 'torch', 'npz' (BiT's own files) or 'own'.
+    record: what config.json and result.json say about where they came from.
+    preprocessing: fields of Preprocessing that came with them.
+    """
+
+    tensors: dict[str, np.ndarray]
+    format: str
+    record: dict[str, Any]
+    preprocessing: dict[str, Any]
+
+
+def load(source: str) -> Weights:
+    """Reads what `model.pretrained` names. Raises UserError where it is not found or cannot be read."""
+    located = files.locate(source)
+    tensors = files.read(located.path)
+    record = {'source': source, 'file': located.path.name, 'sha256': files.sha256(located.path)}
+    if located.revision:
+        record['revision'] = located.revision
+    kind = 'npz' if pathlib.Path(located.path).suffix == '.npz' else 'torch'
+    return Weights(tensors, kind, record, located.preprocessing or {})
+
+
+def is_head(layer: str) -> bool:
+    """Returns whether a layer sits on top of the features."""
+    return layer.startswith('head')
+
+
+def fill(kind: str, variables: dict, weights: Weights, path: str = 'model.pretrained') -> dict:
+    """Returns variables with the values of weights.
+
+    The first convolution adapts to gray images by the sum of its filters over the colours. The classifier and the
+    heads keep their own values where the weights have none of that shape, and the classifier is zero then, so that
+    training begins with what the features say and not with noise (as in BiT and VTAB).
+
+    kind: name of the network's class, the key of NAMES.
+    Raises UserError that lists every tensor that is missing, unexpected or of another shape.
+    """
+    left = {name: t for name, t in weights.tensors.items() if not name.endswith('num_batches_tracked')}
+    missing, misshapen = [], []
+
+    def value(collection: str, layer: str, leaf: str, own: np.ndarray) -> np.ndarray:
+        name = name_in_file(weights.format, kind, collection, layer, leaf)
+        tensor = left.pop(name, None)
+        if tensor is not None and weights.format == 'torch' and tensor.ndim > 1:
+            tensor = np.moveaxis(tensor, (0, 1), (-1, -2))  # [out, in, ...] to [..., in, out]
+        if tensor is not None and tensor.ndim == 4 and own.ndim == 2 and tensor.shape[:2] == (1, 1):
+            tensor = tensor[0, 0]  # a classifier that is a 1x1 convolution
+        if tensor is not None and tensor.ndim == 4 and tensor.shape[2] == 3 and own.shape[2] == 1:
+            tensor = tensor.sum(2, keepdims=True)
+        if tensor is not None and tensor.shape == own.shape:
+            return np.asarray(tensor, np.float32)
+        if is_head(layer):
+            return np.zeros(own.shape, np.float32) if layer == 'head' else own
+        if tensor is None:
+            missing.append(name)
+        else:
+            misshapen.append(f'{name} {tensor.shape} for {own.shape}')
+        return own
+
+    filled = {
+        collection: {
+            layer: {leaf: value(collection, layer, leaf, own) for leaf, own in leaves.items()}
+            for layer, leaves in layers.items()
+        }
+        for collection, layers in variables.items()
+    }
+    unexpected = [name for name in left if not (weights.format == 'own' and is_head(name.split('/')[1]))]
+    if missing or unexpected or misshapen:
+        parts = {'missing': missing, 'unexpected': unexpected, 'of another shape': misshapen}
+        found = '; '.join(f'{len(names)} {what}: {", ".join(sorted(names))}' for what, names in parts.items() if names)
+        raise UserError(f"{path}='{weights.record['source']}' does not fit the network ({found}).")
+    return filled
+
+
+def name_in_file(form: str, kind: str, collection: str, layer: str, leaf: str) -> str:
+    """Returns what a tensor of ours is called in a file."""
+    if form == 'own':
+        return f'{collection}/{layer}/{leaf}'
+    if (kind, form) not in NAMES:
+        raise UserError(f'There is no table of names for {form} weights of {kind}.')
+    match, make = next((m, make) for p, make in NAMES[kind, form] if (m := re.fullmatch(p, layer)))
+    name = make(*(int(part) if part.isdigit() else part for part in match.groups()))
+    if form == 'npz':
+        return f'{name}/' + {'scale': 'gamma', 'bias': 'bias' if is_head(layer) else 'beta'}.get(leaf, leaf)
+    return f'{name}.{_TORCH[leaf]}'

@@ -1,0 +1,98 @@
+"""ResNets: torchvision's (v1.5, with ResNeXt and wide variants, and with a stem for small images) and BiT's (v2).
+
+He et al. 2016, arXiv:1512.03385 and arXiv:1603.05027; Xie et al. 2017, arXiv:1611.05431; Zagoruyko & Komodakis 2016,
+arXiv:1605.07146; Kolesnikov et al. 2020 (Big Transfer), arXiv:1912.11370. v1.5 is v1 with the stride of a bottleneck
+in its 3x3 convolution. Layers have torchvision's names, with '_' for '.'.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from models.layers import Batch, BatchNorm, Conv, GroupNorm, Mode, add
+from models.network import Network
+
+
+class ResNet(Network):
+    """Features `[N, 512]`, or `[N, 2048]` with bottlenecks; feature maps 'layer1' to 'layer4'."""
+
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    bottleneck: bool = True
+    groups: int = 1  # of a bottleneck's 3x3 convolution
+    group_width: int = 64  # its channels per group in the first stage
+    small_images: bool = False  # begin with a 3x3 convolution at full resolution, as is usual for 32x32 images
+    bn_momentum: float = 0.9
+    bn_epsilon: float = 1e-5
+
+    def backbone(self, images: Batch, mode: Mode) -> dict[str, Batch]:
+        def conv_norm(x: Batch, features: int, conv: str, norm: str, size: int, stride: int = 1, groups: int = 1):
+            x = Conv(features, size, stride, groups, name=conv)(x)
+            return BatchNorm(self.bn_momentum, self.bn_epsilon, name=norm)(x, mode)
+
+        def block(x: Batch, features: int, name: str, stride: int) -> Batch:
+            def layer(x: Batch, number: int, features: int, size: int, **settings) -> Batch:
+                return conv_norm(x, features, f'{name}conv{number}', f'{name}bn{number}', size, **settings)
+
+            if self.bottleneck:
+                out, width = 4 * features, self.groups * (features * self.group_width // 64)
+                y = layer(x, 1, width, 1).map(nn.relu)
+                y = layer(y, 2, width, 3, stride=stride, groups=self.groups).map(nn.relu)
+                y = layer(y, 3, out, 1)
+            else:
+                out = features
+                y = layer(x, 1, out, 3, stride=stride).map(nn.relu)
+                y = layer(y, 2, out, 3)
+            if stride > 1 or x.grad.shape[-1] != out:
+                x = conv_norm(x, out, f'{name}downsample_0', f'{name}downsample_1', 1, stride)
+            return add(x, y).map(nn.relu)
+
+        outputs = {}
+        x = conv_norm(images, 64, 'conv1', 'bn1', *((3, 1) if self.small_images else (7, 2))).map(nn.relu)
+        if not self.small_images:
+            x = x.map(lambda x: nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))))
+        for stage, blocks in enumerate(self.blocks):
+            for i in range(blocks):
+                stride = 2 if stage > 0 and i == 0 else 1
+                x = block(x, 64 * 2**stage, f'layer{stage + 1}_{i}_', stride)
+            outputs[f'layer{stage + 1}'] = x
+        return outputs | {'features': x.map(lambda x: x.mean(axis=(1, 2)))}
+
+    def order(self) -> list[str]:
+        blocks = [f'layer{s + 1}_{b}_' for s, number in enumerate(self.blocks) for b in range(number)]
+        return ['conv1|bn1', *blocks]
+
+
+class BiT(Network):
+    """ResNet v2 with group norm and standardised weights; feature maps 'stage1' to 'stage4'."""
+
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    width: int = 1
+
+    def backbone(self, images: Batch, mode: Mode) -> dict[str, Batch]:
+        def conv(x: Batch, features: int, name: str, size: int = 1, stride: int = 1) -> Batch:
+            return Conv(features, size, stride, standardize=True, name=name)(x)
+
+        def norm_act(x: Batch, name: str) -> Batch:
+            return GroupNorm(name=name)(x).map(nn.relu)
+
+        outputs = {}
+        x = conv(images, 64 * self.width, 'stem', 7, 2)
+        # Zeros around the image, not minus infinity: there is no ReLU before, so it makes a difference.
+        x = x.map(lambda x: jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
+        x = x.map(lambda x: nn.max_pool(x, (3, 3), (2, 2)))
+        for stage, blocks in enumerate(self.blocks):
+            out = 256 * self.width * 2**stage
+            for i in range(blocks):
+                name = f'stage{stage + 1}_block{i + 1}_'
+                stride = 2 if stage > 0 and i == 0 else 1
+                y = norm_act(x, name + 'norm1')
+                if i == 0:
+                    x = conv(y, out, name + 'shortcut', stride=stride)
+                y = norm_act(conv(y, out // 4, name + 'conv1'), name + 'norm2')
+                y = norm_act(conv(y, out // 4, name + 'conv2', 3, stride), name + 'norm3')
+                x = add(x, conv(y, out, name + 'conv3'))
+            outputs[f'stage{stage + 1}'] = x
+        return outputs | {'features': norm_act(x, 'norm').map(lambda x: x.mean(axis=(1, 2)))}
+
+    def order(self) -> list[str]:
+        blocks = [f'stage{s + 1}_block{b + 1}_' for s, number in enumerate(self.blocks) for b in range(number)]
+        return ['stem', *blocks, 'norm']

@@ -1,0 +1,164 @@
+"""Networks with published weights equal PyTorch's (golden/make_networks.py); what does not fit is named."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import skimage.data
+import sklearn.datasets
+from golden import rule
+from PIL import Image
+
+import models
+from errors import UserError
+from models import Batch, pretrained
+from models.preprocess import Preprocessing
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+KEYS = json.loads((GOLDEN / 'networks_keys.json').read_text())
+EXPECTED = np.load(GOLDEN / 'networks.npz')
+
+# {ours: theirs}
+NETWORKS = {
+    'resnet18': 'resnet18',
+    'resnet50': 'resnet50',
+    'resnext50_32x4d': 'resnext50_32x4d',
+    'wide_resnet50_2': 'wide_resnet50_2',
+    'efficientnet_lite0': 'efficientnet-lite0',
+    'bit_r50x1': 'resnetv2_50x1_bit',
+    'bit_r50x1.npz': 'resnetv2_50x1_bit.npz',
+}
+DEEPER = {
+    'resnet34': 'resnet34',
+    'resnet101': 'resnet101',
+    'resnet152': 'resnet152',
+    'bit_r101x1': 'resnetv2_101x1_bit',
+    'bit_r101x1.npz': 'resnetv2_101x1_bit.npz',
+}
+
+
+def by_rule(theirs):
+    """Returns Weights with the tensors that the rule makes for a network of PyTorch's."""
+    tensors = {name: rule.tensor(name, tuple(shape)) for name, shape in KEYS[theirs].items()}
+    return pretrained.Weights(tensors, 'npz' if theirs.endswith('.npz') else 'torch', {'source': theirs}, {})
+
+
+def load(ours, weights, num_classes=1000, channels=3):
+    model = models.create(ours.removesuffix('.npz'), num_classes, weights=weights)
+    return model, model.init(jax.random.key(0), (64, 64, channels))
+
+
+def close(actual, expected, tolerance):
+    """Compares with an error relative to the spread of what is expected."""
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * expected.std())
+
+
+@pytest.mark.parametrize(('ours', 'theirs'), NETWORKS.items())
+def test_outputs_and_batch_statistics_equal_pytorchs(ours, theirs):
+    model, variables = load(ours, by_rule(theirs))
+    images = Batch(jnp.asarray(rule.images(2, 64)))
+    # Not compiled as a whole: that would take longer than all there is to compute.
+    outputs, unchanged = model.apply(variables, images, train=False)
+    close(outputs['logits'].grad, EXPECTED[f'{theirs}/logits'], 1e-4)
+    jax.tree.map(np.testing.assert_array_equal, unchanged, variables['batch_stats'])
+    trained = [name for name in EXPECTED.files if name.startswith(f'{theirs}/train/')]
+    if not trained:
+        return
+    module = model.module.clone(dropout=0.0, **({'drop_path': 0.0} if model.module.drop_path else {}))
+    outputs, stats = models.Model(module, model.preprocess).apply(variables, images, train=True)
+    close(outputs['logits'].grad, EXPECTED[f'{theirs}/train_logits'], 1e-3)
+    found = {}
+    for layer, leaves in stats.items():
+        for leaf, value in leaves.items():
+            found[pretrained.name_in_file('torch', type(module).__name__, 'batch_stats', layer, leaf)] = value
+    for name in trained:
+        close(found[name.removeprefix(f'{theirs}/train/')], EXPECTED[name], 1e-4)
+
+
+@pytest.mark.parametrize(('ours', 'theirs'), DEEPER.items())
+def test_deeper_networks_take_every_tensor(ours, theirs):
+    shapes = {name: np.broadcast_to(np.float32(0), shape) for name, shape in KEYS[theirs].items()}
+    weights = pretrained.Weights(shapes, 'npz' if theirs.endswith('.npz') else 'torch', {'source': theirs}, {})
+    model = models.create(ours.removesuffix('.npz'), 1000)
+    variables = jax.eval_shape(lambda key: model.init(key, (64, 64, 3)), jax.random.key(0))
+    pretrained.fill(type(model.module).__name__, variables, weights)  # raises where one is left or missing
+    size = sum(np.prod(shape) for name, shape in KEYS[theirs].items() if 'running' not in name)
+    assert sum(x.size for x in jax.tree.leaves(variables['params'])) == size
+
+
+def test_every_tensor_that_does_not_fit_is_named_at_once():
+    weights = by_rule('resnet18')
+    del weights.tensors['layer1.0.conv1.weight'], weights.tensors['bn1.running_var']
+    weights.tensors['layer9.weight'] = np.zeros(3, np.float32)
+    weights.tensors['layer2.0.bn1.bias'] = np.zeros(3, np.float32)
+    with pytest.raises(UserError) as error:
+        load('resnet18', weights)
+    message = str(error.value)
+    assert '2 missing: bn1.running_var, layer1.0.conv1.weight' in message
+    assert '1 unexpected: layer9.weight' in message
+    assert '1 of another shape: layer2.0.bn1.bias (3,) for (128,)' in message
+    assert '\n' not in message
+
+
+def test_another_number_of_classes_starts_a_classifier_of_zeros():
+    model, variables = load('resnet18', by_rule('resnet18'), num_classes=7)
+    assert variables['params']['head']['kernel'].shape == (512, 7)
+    assert not np.any(variables['params']['head']['kernel'])
+    outputs, _ = model.apply(variables, Batch(jnp.asarray(rule.images(2, 64))), train=False)
+    assert not np.any(outputs['logits'].grad)
+    assert np.std(outputs['features'].grad) > 0.01
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'efficientnet_lite0', 'bit_r50x1'])
+def test_gray_images_equal_their_colored_copies(name):
+    weights = by_rule(NETWORKS[name])
+    gray = jnp.asarray(rule.images(1, 64, channels=1))
+    outputs = []
+    for channels in (1, 3):
+        model, variables = load(name, weights, channels=channels)
+        outputs.append(model.apply(variables, Batch(jnp.repeat(gray, channels, -1)), train=False)[0]['logits'].grad)
+    if name != 'bit_r50x1':  # weight standardisation looks at the filters, summed or not
+        close(outputs[0], np.asarray(outputs[1]), 1e-4)
+    assert outputs[0].shape == (1, 1000)
+
+
+def test_imagenet_classes_of_photographs():
+    """EfficientNet-Lite0 with its real weights knows what is on scikit-image's and scikit-learn's photographs."""
+    classes = {
+        'chelsea': {281, 282, 285},  # tabby, tiger cat, Egyptian cat
+        'coffee': {504, 967, 968},  # coffee mug, espresso, cup
+        'rocket': {657, 744},  # missile, projectile
+        'flower': {985, 308, 309},  # daisy
+        'china': {698, 975, 442, 663, 832},  # palace, ... stupa
+    }
+    photographs = {name: getattr(skimage.data, name)() for name in ('chelsea', 'coffee', 'rocket')}
+    photographs |= {name: sklearn.datasets.load_sample_image(f'{name}.jpg') for name in ('flower', 'china')}
+    weights = pretrained.load('efficientnet_lite0')
+    model = models.create('efficientnet_lite0', 1000, weights=weights)
+    variables = model.init(jax.random.key(0), (224, 224, 3))
+    images = jnp.concatenate([model.preprocess(jnp.asarray(x[None] / 255, jnp.float32)) for x in photographs.values()])
+    logits = model.apply(variables, Batch(images), train=False)[0]['logits'].grad
+    top5 = jax.lax.top_k(logits, 5)[1]
+    found = {name: set(np.asarray(top).tolist()) for name, top in zip(photographs, top5, strict=True)}
+    assert all(found[name] & classes[name] for name in classes), found
+    for size in (64, 224):
+        images = Batch(jnp.asarray(rule.images(2, size)))
+        actual = model.apply(variables, images, train=False)[0]['logits'].grad
+        close(actual, EXPECTED[f'efficientnet-lite0/real_logits_{size}'], 1e-4)
+
+
+@pytest.mark.parametrize(('interpolation', 'pillow'), [('bilinear', 'BILINEAR'), ('bicubic', 'BICUBIC')])
+@pytest.mark.parametrize(('size', 'crop'), [((28, 28), 1.0), ((200, 300), 0.875)])
+def test_preprocessing_equals_pillow(interpolation, pillow, size, crop):
+    image = np.random.default_rng(0).uniform(size=size).astype(np.float32)
+    preprocess = Preprocessing((0.3,), (0.2,), resolution=56, interpolation=interpolation, crop=crop)
+    shorter = round(56 / crop)
+    scaled = [round(side * shorter / min(size)) for side in size]
+    expected = np.asarray(Image.fromarray(image).resize(scaled[::-1], getattr(Image.Resampling, pillow)))
+    top, left = ((side - 56) // 2 for side in scaled)
+    expected = (expected[top : top + 56, left : left + 56] - 0.3) / 0.2
+    actual = preprocess(jnp.asarray(image[None, ..., None]))[0, ..., 0]
+    np.testing.assert_allclose(actual, expected, atol=1e-3)
