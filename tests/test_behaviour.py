@@ -21,7 +21,7 @@ from train import step as step_lib
 from train.checkpoint import Checkpoints
 from train.streams import Streams
 
-UNLABELED = [name for name in methods.names() if name != 'supervised']
+UNLABELED = [n for n in methods.names() if any(v.startswith('unlabeled') for v in methods.create(n, {}).views())]
 # Values that let an untrained network's pseudo-labels through, for whichever field of a method has such a name.
 LET_THROUGH = {'threshold': 0.0, 'rho_min': 10.0, 'warm_up': 0.0}
 
@@ -132,7 +132,7 @@ def outcome(method: Method) -> list:
     return seen
 
 
-FIELDS = [(name, field.name) for name in UNLABELED for field in dataclasses.fields(methods.create(name, {}))]
+FIELDS = [(name, field.name) for name in (*UNLABELED, 'finetune') for field in dataclasses.fields(methods.create(name, {}))]
 
 
 @pytest.mark.parametrize(('name', 'field'), FIELDS)
@@ -191,7 +191,7 @@ class Prepared:
         return state, metrics
 
 
-@pytest.fixture(scope='module', params=[name for name in conftest.CONFIGS if name != 'supervised'])
+@pytest.fixture(scope='module', params=[name for name in conftest.CONFIGS if name in UNLABELED])
 def prepared(request, make_settings, data_dir):
     name = request.param
     overrides = {f'methods.{name}.{key}': value for key, value in let_through(name).items()}

@@ -1,0 +1,113 @@
+"""Fine-tuning a pretrained network, in the ways that are commonly compared.
+
+    python main.py --config=configs/finetune.py                                EfficientNet-Lite0, digits, 20 labels
+    python main.py --config=configs/finetune.py:fashion_mnist,labels=200,strategy=probe
+    python main.py --config=configs/finetune.py:cifar10,labels=-1,model=resnet50
+    python main.py --config=configs/finetune.py:cifar10,labels=-1,model=bit_r50x1 --config.model.pretrained=R50x1.npz
+
+strategy is one of
+
+    full        every layer at the same learning rate
+    scratch     the same from random weights
+    probe       a linear probe: only the classifier, on features that are computed once
+    tenth       everything below the classifier at a tenth of its learning rate
+    decay       each block at 0.8 of the learning rate of the one above it
+    unfreeze    a quarter of the training for the classifier alone, then everything
+    statistics  every layer, batch norm with the pretrained network's running statistics
+    l2_sp, delta, bss: tenth with that regulariser (methods/)
+
+digits and fashion_mnist have our own small settings: images brought to 64x64, minutes on two cores. The others follow
+the BiT hyper-rule (Kolesnikov et al. 2020, arXiv:1912.11370, section 3.3, and its code's bit_hyperrule.py). Measured
+here: results/README.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from errors import unknown
+
+STRATEGIES = {
+    'full': {},
+    'scratch': {'model.pretrained': ''},
+    'probe': {'optimizer.layer_rates': ('head: 1', '.*: 0'), 'data.cache_features': True},
+    'tenth': {'optimizer.layer_rates': ('head: 1', '.*: 0.1')},
+    'decay': {'optimizer.layer_decay': 0.8},
+    'unfreeze': {},  # the step follows from the number of steps
+    'statistics': {'model.frozen_statistics': True},
+}
+REGULARISERS = {'l2_sp': {'alpha': 0.01, 'beta': 0.01}, 'delta': {'alpha': 1.0}, 'bss': {'eta': 1e-3, 'k': 1}}
+
+# Training images, and their side in pixels, for the hyper-rule.
+SIZES = {'cifar10': (50000, 32), 'cifar100': (50000, 32), 'svhn': (73257, 32), 'stl10': (5000, 96)}
+
+
+def bit_resolution(side: int) -> int:
+    """Side in pixels that images are brought to: of the crops that BiT trains on, small images and others."""
+    return 128 if side < 96 else 480
+
+
+def bit_steps(size: int) -> tuple[int, ...]:
+    """Steps of the warm-up, of the three decays by 10, and of all training, for `size` training images."""
+    if size < 20_000:
+        return 100, 200, 300, 400, 500
+    if size < 500_000:
+        return 500, 3000, 6000, 9000, 10_000
+    return 500, 6000, 12_000, 18_000, 20_000
+
+
+def bit_mixup(size: int) -> float:
+    """alpha of mixup for `size` training images."""
+    return 0.1 if size >= 20_000 else 0.0
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    """Returns the settings for 'DATA,labels=N,strategy=NAME,model=NAME'."""
+    arg = common.parse_arg(arg, data='digits', labels=20, strategy='tenth', model='efficientnet_lite0')
+    strategy = arg.pop('strategy')
+    if strategy not in (*STRATEGIES, *REGULARISERS):
+        raise unknown('strategy', strategy, (*STRATEGIES, *REGULARISERS))
+    config = common.base(**arg)
+    config.methods.finetune = {'weight': 1.0, 'label_smoothing': 0.0, 'mixup': 0.0, 'balanced': False}
+    config.ema_decay = 0.0
+    config.optimizer.weight_decay = 0.0
+    if arg['data'] in common.SMALL:
+        config.update_from_flattened_dict(
+            {
+                'steps': 300,
+                'batch_size': 16,
+                'data.unlabeled_ratio': 1,
+                'model.resolution': 64,
+                'model.crop': 1.0,
+                'optimizer.learning_rate': 0.05,
+                'optimizer.cosine_cycles': 0.5,
+                'log_steps': 10,
+                'eval_steps': 50,
+                'checkpoint_steps': 150,
+            }
+        )
+    else:
+        size, side = SIZES[arg['data']]
+        size = size if arg['labels'] == -1 else arg['labels']
+        warmup, *boundaries, steps = bit_steps(size)
+        config.update_from_flattened_dict(
+            {
+                'steps': steps,
+                'batch_size': min(512, size),
+                'model.resolution': bit_resolution(side),
+                'model.crop': 1.0,
+                'methods.finetune.mixup': bit_mixup(size),
+                'optimizer.learning_rate': 0.003 * min(512, size) / 512,
+                'optimizer.schedule': 'steps',
+                'optimizer.warmup': warmup / steps,
+                'optimizer.boundaries': tuple(step / steps for step in boundaries),
+                'log_steps': 10,
+                'eval_steps': steps // 20,
+                'checkpoint_steps': steps // 10,
+            }
+        )
+    config.update_from_flattened_dict(STRATEGIES[strategy if strategy in STRATEGIES else 'tenth'])
+    if strategy == 'unfreeze':
+        config.optimizer.unfreeze_step = config.steps // 4
+    if strategy in REGULARISERS:
+        config.methods[strategy] = REGULARISERS[strategy]
+    return config.lock()

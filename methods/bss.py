@@ -1,0 +1,29 @@
+"""Batch spectral shrinkage: suppresses what little a batch has in some directions (Chen et al. 2019, NeurIPS)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from methods.base import JOINT, Inputs, Loss, Method
+
+
+@dataclasses.dataclass(frozen=True)
+class BSS(Method):
+    """Equation 6 of "Catastrophic Forgetting Meets Negative Transfer": eta times the k smallest sigma_i^2.
+
+    sigma_i are the singular values of the batch's features `[B, D]`. Their squares are the eigenvalues of the
+    smaller one of F F^T and F^T F, whose gradient is finite where that of a decomposition of F is not.
+    """
+
+    eta: float = 1e-3  # factor of the penalty
+    k: int = 1  # how many singular values
+
+    def views(self) -> dict[str, str]:
+        return {'labeled.weak': JOINT}
+
+    def loss(self, inputs: Inputs, state: tuple) -> Loss:
+        features = inputs.outputs['labeled.weak']['features']
+        wide = features.shape[0] <= features.shape[1]
+        gram = features @ features.T if wide else features.T @ features
+        smallest = jnp.linalg.eigvalsh(gram)[: self.k]
+        return Loss(self.eta * smallest.sum(), state, {'loss': smallest.sum()})

@@ -1,0 +1,53 @@
+"""Fine-tuning on the labeled images, with what keeps a network of many parameters from learning few images by heart."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from methods.base import IMAGES, JOINT, DataSpec, Inputs, Loss, Method
+from methods.terms import cross_entropy, mixup
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune(Method):
+    """Mean cross-entropy of the labeled images, with smoothed or mixed labels and balanced classes where asked for.
+
+    Label smoothing is Szegedy et al. 2016 (arXiv:1512.00567), section 7; mixup is Zhang et al. 2018
+    (arXiv:1710.09412), with one share a batch as in BiT, between the batch and its reverse. With balanced classes
+    an image weighs N / (C n_c): the number of labels over classes times labels of its class.
+
+    Which layers learn, and how fast, is `optimizer.layer_rates`, `layer_decay` and `unfreeze_step`. Regularisers
+    are methods of their own, to put beside any other: l2_sp, delta, bss.
+    """
+
+    weight: float = 1.0  # factor of this term in the total loss
+    label_smoothing: float = 0.0  # share of a label that is spread over all classes
+    mixup: float = 0.0  # alpha of the share's Beta distribution; 0 mixes nothing
+    balanced: bool = False  # all classes weigh the same, however many labels they have
+
+    def views(self) -> dict[str, str]:
+        return {'labeled.weak': IMAGES if self.mixup else JOINT}
+
+    def init_state(self, data: DataSpec) -> jax.Array:
+        counts = np.bincount(data.labels, minlength=data.num_classes)
+        weights = len(data.labels) / (data.num_classes * np.maximum(counts, 1))
+        return jnp.float32(weights if self.balanced else np.ones(data.num_classes))
+
+    def loss(self, inputs: Inputs, state: jax.Array) -> Loss:
+        targets = jax.nn.one_hot(inputs.labels, len(state))
+        targets = (1 - self.label_smoothing) * targets + self.label_smoothing / len(state)
+        targets *= state[inputs.labels, None]
+        batch_stats = None
+        if self.mixup:
+            images = inputs.images['labeled.weak']
+            images, targets = mixup(
+                inputs.key, self.mixup, (images, targets), (images[::-1], targets[::-1]), per_example=False
+            )
+            outputs, batch_stats = inputs.forward(inputs.params, images)
+        else:
+            outputs = inputs.outputs['labeled.weak']
+        loss = cross_entropy(targets, outputs['logits']).mean()
+        accuracy = (outputs['logits'].argmax(-1) == inputs.labels).mean()
+        return Loss(self.weight * loss, state, {'loss': loss, 'accuracy': accuracy}, batch_stats=batch_stats)

@@ -1,0 +1,35 @@
+"""L2-SP: weight decay towards the pretrained parameters (Li et al. 2018, arXiv:1802.01483)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from methods.base import DataSpec, Inputs, Loss, Method
+from models.pretrained import is_head
+
+
+@dataclasses.dataclass(frozen=True)
+class L2SP(Method):
+    """Equation 3: alpha / 2 ||w - w_0||^2 below the features and beta / 2 ||w||^2 on top of them.
+
+    Over all parameters, the norms' too. Use it instead of `optimizer.weight_decay`, which pulls towards zero.
+    """
+
+    alpha: float = 0.01  # towards where training began
+    beta: float = 0.01  # of the classifier and other heads, towards zero
+
+    def views(self) -> dict[str, str]:
+        return {}
+
+    def init_state(self, data: DataSpec) -> dict:
+        return {layer: leaves for layer, leaves in data.variables['params'].items() if not is_head(layer)}
+
+    def loss(self, inputs: Inputs, state: dict) -> Loss:
+        moved = jax.tree.map(lambda w, start: w - start, {layer: inputs.params[layer] for layer in state}, state)
+        heads = {layer: leaves for layer, leaves in inputs.params.items() if is_head(layer)}
+        towards_start, towards_zero = (
+            sum(jnp.square(x).sum() for x in jax.tree.leaves(tree)) / 2 for tree in (moved, heads)
+        )
+        loss = self.alpha * towards_start + self.beta * towards_zero
+        return Loss(loss, state, {'loss': loss, 'from_start': jnp.sqrt(2 * towards_start)})
