@@ -9,7 +9,8 @@ strategy is one of
 
     full        every layer at the same learning rate
     scratch     the same from random weights
-    probe       a linear probe: only the classifier, on features that are computed once
+    head        only the classifier
+    probe       the same without augmentation, on features that are computed once
     tenth       everything below the classifier at a tenth of its learning rate
     decay       each block at 0.8 of the learning rate of the one above it
     unfreeze    a quarter of the training for the classifier alone, then everything
@@ -29,6 +30,7 @@ from errors import unknown
 STRATEGIES = {
     'full': {},
     'scratch': {'model.pretrained': ''},
+    'head': {'optimizer.layer_rates': ('head: 1', '.*: 0')},
     'probe': {'optimizer.layer_rates': ('head: 1', '.*: 0'), 'data.cache_features': True},
     'tenth': {'optimizer.layer_rates': ('head: 1', '.*: 0.1')},
     'decay': {'optimizer.layer_decay': 0.8},

@@ -132,7 +132,9 @@ def outcome(method: Method) -> list:
     return seen
 
 
-FIELDS = [(name, field.name) for name in (*UNLABELED, 'finetune') for field in dataclasses.fields(methods.create(name, {}))]
+FIELDS = [
+    (name, field.name) for name in (*UNLABELED, 'finetune') for field in dataclasses.fields(methods.create(name, {}))
+]
 
 
 @pytest.mark.parametrize(('name', 'field'), FIELDS)

@@ -37,12 +37,10 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
 
     Raises UserError for what the user can mend, Interrupted after SIGTERM or Ctrl-C.
     """
-    streams = Streams.load(settings, data_dir)
-    source = settings.model.get('pretrained')
-    weights = (checkpoint.weights if pathlib.Path(source).is_dir() else pretrained.load)(source) if source else None
-    trainer = step_lib.Trainer.create(settings, streams.spec(settings), weights)
+    trainer, streams = prepare(settings, data_dir)
     # Traced before anything is written, for settings that do not go together.
     jax.eval_shape(functools.partial(step_lib.init, trainer), streams.batches(trainer.batch_sizes, settings.seed, 0))
+    weights = trainer.model.weights
     network = {
         'weights': weights.record if weights else None,
         'preprocessing': dataclasses.asdict(trainer.model.preprocess),
@@ -62,13 +60,24 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
         return folder.read_json('result.json')
 
 
+def prepare(settings: Settings, data_dir: str | None = None) -> tuple[step_lib.Trainer, Streams]:
+    """Reads data and pretrained weights and builds the rest of a run from its settings.
+
+    Raises UserError for what the user can mend.
+    """
+    streams = Streams.load(settings, data_dir)
+    source = settings.model.get('pretrained')
+    weights = (checkpoint.weights if pathlib.Path(source).is_dir() else pretrained.load)(source) if source else None
+    return step_lib.Trainer.create(settings, streams.spec(settings), weights), streams
+
+
 def _train(trainer: step_lib.Trainer, streams: Streams, folder: RunFolder) -> step_lib.TrainState:
     """Makes the steps that are left, with their evaluations and checkpoints, and returns the last state."""
     settings = trainer.settings
     sizes = trainer.batch_sizes
     mesh = mesh_lib.create(*sizes.values())
     if settings.data.cache_features:
-        streams = _features(trainer, streams, mesh)
+        streams = features(trainer, streams, mesh)
 
     def batch(step: int) -> step_lib.Batch:
         return mesh_lib.put_batch(mesh, streams.batches(sizes, settings.seed, step))
@@ -109,13 +118,13 @@ def _train(trainer: step_lib.Trainer, streams: Streams, folder: RunFolder) -> st
         return state
 
 
-def _features(trainer: step_lib.Trainer, streams: Streams, mesh: jax.sharding.Mesh) -> Streams:
+def features(trainer: step_lib.Trainer, streams: Streams, mesh: jax.sharding.Mesh) -> Streams:
     """Returns the streams with the features of a frozen backbone instead of the images."""
     with jax.set_mesh(mesh):
         variables = step_lib.initial(trainer, trainer.settings.seed, 0)
         predict = evaluation.create(trainer, mesh, 'features')
-        features = functools.partial(predict, variables['params'], variables['batch_stats'])
-        return streams.map(features, trainer.batch_sizes)
+        of = functools.partial(predict, variables['params'], variables['batch_stats'])
+        return streams.map(of, trainer.batch_sizes)
 
 
 class _Log(contextlib.AbstractContextManager):
