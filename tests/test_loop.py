@@ -325,3 +325,12 @@ def test_a_run_is_not_continued_with_other_labels(finished, make_settings, data_
     path.write_text(json.dumps({**manifest, 'seed': 7}))
     with pytest.raises(UserError, match='begun with other labels'):
         loop.run(settings, tmp_path / 'run', data_dir)
+
+
+def test_a_labeled_loss_of_zero_is_no_warning(make_settings, tmp_path, data_dir, caplog):
+    settings = make_settings('supervised')
+    trainer, _ = loop.prepare(settings, data_dir)
+    with RunFolder(tmp_path / 'run', settings) as folder, loop._Log(folder, trainer, 0) as log:
+        for step in range(settings.steps):
+            log._watch.row(step, {'supervised/loss': 0.0})
+    assert not caplog.records

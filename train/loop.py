@@ -136,9 +136,11 @@ class _Log(contextlib.AbstractContextManager):
         self._images_per_step = sum(trainer.batch_sizes.values())
         self._pending = None
         self._seconds_before = max((row['seconds'] for row in folder.rows()), default=0.0)
-        self._watch = diagnostics.Watch(
-            settings.steps, {name: trainer.round_steps for name, m in trainer.methods.items() if m.rounds > 1}
-        )
+        begins = {name: trainer.round_steps for name, m in trainer.methods.items() if m.rounds > 1}
+        for name, method in trainer.methods.items():
+            if not any(view.startswith('unlabeled') for view in method.views()):
+                begins[name] = settings.steps  # all labels learned, at a loss of 0, is no mistake
+        self._watch = diagnostics.Watch(settings.steps, begins)
         for row in folder.rows():
             self._watch.row(row['step'], row)
         self._start = time.monotonic()
