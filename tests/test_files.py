@@ -303,7 +303,8 @@ def test_a_file_is_found_by_its_path(write, monkeypatch):
 @pytest.mark.parametrize('source', ['', 'resnet50', 'absent.pth', '/', 'timm', 'timm/', 'timm/a/b', 'timm/a@', 'hf/a'])
 def test_other_sources_list_the_forms(source):
     with pytest.raises(
-        UserError, match=r'Valid: an existing file \(\.safetensors.*timm/<model\.tag>.*efficientnet_lite0'
+        UserError,
+        match=r"Valid: a run's folder, an existing file \(\.safetensors.*timm/<model\.tag>.*efficientnet_lite0",
     ):
         files.locate(source)
 

@@ -95,7 +95,7 @@ class Trainer:
     def _check_cached_features(self) -> None:
         if not self.settings.data.cache_features:
             return
-        trained = optimizer.select(self.layer_rates(), self.layer_rates())
+        trained = optimizer.select(self.layer_rates, self.layer_rates)
         if deep := [layer for layer in trained if not is_head(layer)]:
             raise UserError(
                 f'data.cache_features needs a frozen backbone, and {", ".join(deep[:3])}{", ..." * (len(deep) > 3)} '
@@ -104,17 +104,12 @@ class Trainer:
         if other := [view for view in self.views if not view.endswith('.weak')]:
             raise UserError(f'data.cache_features goes with weak views only: {", ".join(other)} is augmented anew.')
 
-    def layer_rates(self, head_only: bool = False) -> dict[str, dict[str, float]]:
-        """Returns {layer: {parameter: factor of the learning rate}}; 0 where it is frozen.
-
-        head_only: before `optimizer.unfreeze_step`.
-        """
+    @functools.cached_property
+    def layer_rates(self) -> dict[str, dict[str, float]]:
+        """{layer: {parameter: factor of the learning rate}}; 0 where it is frozen."""
         model = dataclasses.replace(self.model, weights=None)
         shapes = jax.eval_shape(functools.partial(model.init, image_shape=self.data.image_shape), jax.random.key(0))
-        rates = optimizer.layer_rates(self.settings.optimizer, shapes['params'], model.depths(shapes['params']))
-        if not head_only:
-            return rates
-        return {layer: leaves if is_head(layer) else dict.fromkeys(leaves, 0.0) for layer, leaves in rates.items()}
+        return optimizer.layer_rates(self.settings.optimizer, shapes['params'], model.depths(shapes['params']))
 
     @functools.cached_property
     def views(self) -> dict[str, str]:
@@ -154,9 +149,7 @@ def init(trainer: Trainer, batch: Batch) -> TrainState:
         params=variables['params'],
         batch_stats=variables['batch_stats'],
         ema_params=jax.tree.map(jnp.copy, variables['params']),
-        opt_state=optimizer.create(settings.optimizer).init(
-            optimizer.select(variables['params'], trainer.layer_rates())
-        ),
+        opt_state=optimizer.create(settings.optimizer).init(optimizer.select(variables['params'], trainer.layer_rates)),
         methods=own,
         metrics=Metrics({}, {}),
     )
@@ -207,7 +200,9 @@ def step(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool = Fa
 
 def _update(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool = False) -> tuple[TrainState, Metrics]:
     settings = trainer.settings
-    rates = trainer.layer_rates(head_only)
+    rates = trainer.layer_rates
+    if head_only:
+        rates = {layer: r if is_head(layer) else dict.fromkeys(r, 0.0) for layer, r in rates.items()}
     # A frozen layer is frozen whole: its running statistics, too.
     trained = optimizer.select(state.params, rates)
     everything = settings.model.get('frozen_statistics', False)
@@ -239,7 +234,7 @@ def _update(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool =
     # Only for what is trained: XLA leaves out the backward pass below the lowest trained layer.
     (loss, (batch_stats, losses)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(trained)
     # To the optimizer, what is frozen for now is zero with a gradient of zero: its momentum stays zero.
-    later = jax.tree.map(jnp.zeros_like, optimizer.select(state.params, trainer.layer_rates()))
+    later = jax.tree.map(jnp.zeros_like, optimizer.select(state.params, trainer.layer_rates))
     updates, opt_state = optimizer.create(settings.optimizer).update(
         optimizer.merge(later, gradient), state.opt_state, optimizer.merge(later, trained)
     )
