@@ -182,3 +182,28 @@ def test_unknown_names_say_what_is_valid():
         models.create('wide_resnt', 10)
     with pytest.raises(UserError, match=r"Unknown setting of model wide_resnet 'widht'.*'width'"):
         models.create('wide_resnet', 10, widht=2)
+
+
+@pytest.mark.parametrize('name', models.MODELS)
+@pytest.mark.parametrize('channels', [1, 3])
+def test_every_network_takes_gray_and_color_and_names_what_it_computes(name, channels):
+    model = models.create(name, 7, heads={'rotation': (16, 4)})
+    variables = jax.eval_shape(lambda key: model.init(key, (64, 64, channels)), jax.random.key(0))
+
+    def outputs(x):
+        return jax.eval_shape(lambda v, x: model.apply(v, Batch(x), train=False)[0], variables, x)
+
+    found = outputs(jax.ShapeDtypeStruct((2, 64, 64, channels), 'float32'))
+    assert found['logits'].grad.shape == (2, 7)
+    assert found['rotation'].grad.shape == (2, 4)
+    assert len(found['features'].grad.shape) == 2
+    assert any(len(x.grad.shape) == 4 for x in found.values())
+    # The features again, without the backbone.
+    again = outputs(found['features'].grad)
+    assert set(again) == {'features', 'logits', 'rotation'}
+    assert again['logits'] == found['logits']
+    depths = model.depths(variables['params'])
+    assert sorted(set(depths.values())) == list(range(max(depths.values()) + 1))
+    assert {layer for layer, depth in depths.items() if depth == max(depths.values())} == {
+        layer for layer in variables['params'] if layer.startswith('head')
+    }
