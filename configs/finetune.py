@@ -37,13 +37,13 @@ STRATEGIES = {
     'scratch': (0.02, {'model.pretrained': ''}),
     'head': (1.0, _HEAD_ONLY),
     'probe': (1.0, _HEAD_ONLY | {'data.cache_features': True}),
-    'tenth': (0.1, _TENTH),
+    'tenth': (0.02, _TENTH),
     'decay': (0.02, {'optimizer.layer_decay': 0.8}),
     'unfreeze': (0.02, {}),  # the step follows from the number of steps
     'statistics': (0.005, {'model.frozen_statistics': True}),
-    'l2_sp': (0.1, _TENTH | {'methods.l2_sp': {'alpha': 0.01, 'beta': 0.01}}),
-    'delta': (0.1, _TENTH | {'methods.delta': {'alpha': 1.0}}),
-    'bss': (0.1, _TENTH | {'methods.bss': {'eta': 1e-3, 'k': 1}}),
+    'l2_sp': (0.02, _TENTH | {'methods.l2_sp': {'alpha': 0.01, 'beta': 0.01}}),
+    'delta': (0.02, _TENTH | {'methods.delta': {'alpha': 1.0}}),
+    'bss': (0.02, _TENTH | {'methods.bss': {'eta': 1e-3, 'k': 1}}),
 }
 
 # Training images, and their side in pixels, for the hyper-rule.
