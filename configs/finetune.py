@@ -19,8 +19,8 @@ strategy is one of
 
 digits and fashion_mnist have our own small settings: images brought to 64x64, 300 steps, a minute on two cores, with a
 learning rate for each strategy. The others follow
-the BiT hyper-rule (Kolesnikov et al. 2020, arXiv:1912.11370, section 3.3, and its code's bit_hyperrule.py). Measured
-here: results/README.md.
+the BiT hyper-rule (Kolesnikov et al. 2020, arXiv:1912.11370, section 3.3, and its code's bit_hyperrule.py), but with no
+more images in a batch than there are labels and the learning rate in proportion. Measured here: results/README.md.
 """
 
 from ml_collections import ConfigDict

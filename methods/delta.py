@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from errors import UserError
 from methods.base import JOINT, DataSpec, Inputs, Loss, Method
 
 
@@ -26,5 +27,8 @@ class Delta(Method):
     def loss(self, inputs: Inputs, state: dict) -> Loss:
         source, _ = inputs.forward(state['params'], inputs.images['labeled.weak'], state['batch_stats'])
         found = inputs.outputs['labeled.weak']
-        loss = sum(jnp.square(found[name] - source[name]).mean() / 2 for name in found if found[name].ndim == 4)
+        maps = [name for name in found if found[name].ndim == 4]
+        if not maps:
+            raise UserError('delta needs feature maps, which data.cache_features does without.')
+        loss = sum(jnp.square(found[name] - source[name]).mean() / 2 for name in maps)
         return Loss(self.alpha * loss, state, {'loss': loss})

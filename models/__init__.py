@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from errors import build, unknown
+from errors import UserError, build, unknown
 from models import pretrained
 from models.efficientnet import EfficientNetLite0
 from models.layers import Batch, Mode
@@ -114,6 +114,8 @@ def create(
     kind, fields = MODELS[name]
     given = {'num_classes': num_classes, 'heads': dict(heads or {})}
     module = build(kind, f'setting of model {name}', {**fields, **settings}, given)
+    if not 0 <= module.dropout < 1 or not 0 <= module.drop_path < 1:
+        raise UserError('model.dropout and model.drop_path are probabilities, from 0 to less than 1.')
     preprocess = Preprocessing(mean, std)
     if weights is not None:
         preprocess = pretrained.PREPROCESSING.get(kind.__name__, preprocess)

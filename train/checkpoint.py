@@ -78,18 +78,20 @@ def weights(source: str) -> pretrained.Weights:
     """
     folder = pathlib.Path(source)
     try:
-        config = json.loads((folder / 'config.json').read_text())
-        checkpointer = ocp.training.Checkpointer((folder / 'checkpoints').resolve(strict=True))
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.pretrained='{source}' is no run's folder ({first_line(error)}).") from error
-    with checkpointer:
-        if checkpointer.latest is None:
-            raise UserError(f"model.pretrained='{source}' holds no checkpoint.")
-        step = checkpointer.latest.step
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        saved = checkpointer.metadata(step).metadata
-        saved = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved)
-        state = checkpointer.load(step, saved)
+        preprocessing = json.loads((folder / 'config.json').read_text())['preprocessing']
+        with ocp.training.Checkpointer((folder / 'checkpoints').resolve(strict=True)) as checkpointer:
+            if checkpointer.latest is None:
+                raise UserError(f"model.pretrained='{source}' holds no checkpoint.")
+            step = checkpointer.latest.step
+            device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            saved = checkpointer.metadata(step).metadata
+            saved = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved)
+            state = checkpointer.load(step, saved)
+    except UserError:
+        raise
+    except Exception as error:  # a missing or damaged file, and whatever orbax makes of one
+        reason = first_line(error)[:200]
+        raise UserError(f"model.pretrained='{source}' is no run's folder that can be read ({reason}).") from error
     tensors = {
         f'{collection}/{layer}/{leaf}': np.asarray(array)
         for collection, part in (('params', state['ema_params']), ('batch_stats', state['batch_stats']))
@@ -98,7 +100,7 @@ def weights(source: str) -> pretrained.Weights:
     }
     digest = hashlib.sha256(b''.join(name.encode() + tensors[name].tobytes() for name in sorted(tensors)))
     record = {'source': source, 'step': step, 'sha256': digest.hexdigest()}
-    preprocessing = {key: tuple(v) if isinstance(v, list) else v for key, v in config['preprocessing'].items()}
+    preprocessing = {key: tuple(v) if isinstance(v, list) else v for key, v in preprocessing.items()}
     return pretrained.Weights(tensors, 'own', record, preprocessing)
 
 

@@ -1,5 +1,6 @@
 """Gradient to update. The learning rate is a function of progress, so the optimizer state holds no count."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +34,9 @@ def learning_rate(settings: Optimizer, progress: jax.Array) -> jax.Array:
     if settings.schedule == 'cosine':
         rate = settings.learning_rate * jnp.cos(jnp.pi * settings.cosine_cycles * progress)
     else:
-        rate = settings.learning_rate * 0.1 ** sum(progress >= boundary for boundary in settings.boundaries)
+        # Compiled, step / steps can come out a rounding below the boundary that it stands for.
+        passed = sum(progress * (1 + 3e-7) >= boundary for boundary in settings.boundaries)
+        rate = settings.learning_rate * 0.1**passed
     return rate * jnp.minimum(1, progress / settings.warmup) if settings.warmup else rate
 
 
@@ -45,11 +48,14 @@ def layer_rates(settings: Optimizer, params: Mapping[str, Mapping[str, Any]], de
     """
     rules = []
     for rule in settings.layer_rates:
-        pattern, _, number = rule.rpartition(':')
+        pattern, colon, number = rule.rpartition(':')
         try:
             rules.append((rule, re.compile(pattern), float(number)))
+            if not colon or not 0 <= float(number) < math.inf:
+                raise ValueError
         except (re.error, ValueError):
-            raise UserError(f"optimizer.layer_rates: '{rule}' is not 'regular expression: factor'.") from None
+            form = "'regular expression: factor', with a factor from 0"
+            raise UserError(f"optimizer.layer_rates: '{rule}' is not {form}.") from None
     used, unmatched = set(), []
 
     def factor(name: str) -> float:
@@ -71,6 +77,8 @@ def layer_rates(settings: Optimizer, params: Mapping[str, Mapping[str, Any]], de
     if unused := [rule for rule in settings.layer_rates if rule not in used]:
         names = ', '.join(sorted(params))
         raise UserError(f"optimizer.layer_rates: '{unused[0]}' fits no parameter that is left. Layers: {names}.")
+    if not select(rates, rates):
+        raise UserError('optimizer.layer_rates freezes everything: there is nothing to train.')
     return rates
 
 

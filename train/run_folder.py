@@ -43,6 +43,9 @@ class RunFolder(contextlib.AbstractContextManager):
             else:
                 self._check_same(found, wanted)
             (path / 'metrics.jsonl').touch()
+        except UserError:
+            self._lock.close()
+            raise
         except BlockingIOError as error:
             raise UserError(
                 f'Another process is at work in {path}. Wait for it or choose another --workdir.'

@@ -56,6 +56,11 @@ class Optimizer:
     def __post_init__(self):
         if self.schedule not in ('cosine', 'steps'):
             raise unknown('optimizer.schedule', self.schedule, ('cosine', 'steps'))
+        for name, value in (('warmup', self.warmup), *(('boundaries', boundary) for boundary in self.boundaries)):
+            if not 0 <= value <= 1:
+                raise UserError(f'optimizer.{name} is a part of training, from 0 to 1, not {value} steps.')
+        if self.unfreeze_step < 0:
+            raise UserError(f'optimizer.unfreeze_step must be at least 0, not {self.unfreeze_step}.')
         if not 0 < self.layer_decay <= 1:
             raise UserError(f'optimizer.layer_decay must be in (0, 1], not {self.layer_decay}.')
 

@@ -14,7 +14,7 @@ import methods
 import models
 from data import augment
 from errors import UserError, build, unknown
-from methods.base import JOINT, NO_GRAD, POLICIES, DataSpec, Inputs, Method
+from methods.base import IMAGES, JOINT, NO_GRAD, POLICIES, DataSpec, Inputs, Method
 from models.pretrained import Weights, is_head
 from train import optimizer
 from train.settings import Settings
@@ -101,8 +101,10 @@ class Trainer:
                 f'data.cache_features needs a frozen backbone, and {", ".join(deep[:3])}{", ..." * (len(deep) > 3)} '
                 "would be trained: set optimizer.layer_rates to ('head: 1', '.*: 0')."
             )
-        if other := [view for view in self.views if not view.endswith('.weak')]:
-            raise UserError(f'data.cache_features goes with weak views only: {", ".join(other)} is augmented anew.')
+        if other := [view for view, policy in self.views.items() if not view.endswith('.weak') or policy == IMAGES]:
+            raise UserError(f'data.cache_features leaves no images to augment or change: no {", ".join(other)}.')
+        if restarting := [name for name, method in self.methods.items() if method.restart]:
+            raise UserError(f'data.cache_features: {restarting[0]} would go on with another network than they are of.')
 
     @functools.cached_property
     def layer_rates(self) -> dict[str, dict[str, float]]:
