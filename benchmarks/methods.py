@@ -4,9 +4,9 @@
 
 Settings are those of the configs, with their argument after the colon. In each round the methods run in random order;
 figures are medians over the rounds. Passes count the images that go forward through the network for each image of the
-batch, so a method that does needless ones shows; those with a backward pass (about twice the work of one forward) are
-counted apart. Both are read off the calls of the network while the step is traced. MB is what the compiled step needs
-beside the batch: the train state, and whatever it computes and throws away.
+batch, so a method that does needless ones shows; those with a backward pass below the features (about twice the work of
+one forward) are counted apart. Both are read off the calls of the network while the step is traced. MB is what the compiled step
+needs: train state and batch, and whatever it computes and throws away.
 """
 
 import argparse
@@ -27,6 +27,7 @@ def prepare(config: str):
     import jax
 
     import models
+    from models import pretrained
     from train import loop
     from train import mesh as mesh_lib
     from train import settings as settings_lib
@@ -45,8 +46,11 @@ def prepare(config: str):
     def counted(self, variables, images, *args, **kwargs):
         grad, no_grad = len(images.grad), 0 if images.no_grad is None else len(images.no_grad)
         # What a gradient is taken in arrives as a tracer of differentiation.
-        kinds = {type(x).__name__ for x in jax.tree.leaves((variables['params'], images))}
+        backbone = {layer: leaves for layer, leaves in variables['params'].items() if not pretrained.is_head(layer)}
+        kinds = {type(x).__name__ for x in jax.tree.leaves((backbone, images))}
         learned = bool(kinds & {'LinearizeTracer', 'JVPTracer'})
+        if images.grad.ndim == 2:  # cached features
+            return apply(self, variables, images, *args, **kwargs)
         counts['forward'] += grad + no_grad
         counts['backward'] += grad * learned
         return apply(self, variables, images, *args, **kwargs)

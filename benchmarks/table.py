@@ -33,7 +33,7 @@ def tables(results: list[dict]) -> list[str]:
     for result in results:
         settings = result['settings']
         column = f'{settings["data"]["name"]}, {settings["data"]["labels"]}'
-        cells.setdefault((_name(settings['methods']), column), []).append(result)
+        cells.setdefault((_name(settings['methods']) + _network(settings), column), []).append(result)
     for runs in cells.values():
         if len({json.dumps({**run['settings'], 'seed': None}, sort_keys=True) for run in runs}) > 1:
             raise SystemExit(f'Runs of {runs[0]["settings"]["methods"]} differ in more than the seed.')
@@ -62,6 +62,20 @@ def _name(methods: dict[str, dict]) -> str:
         shown = {key: methods[name][key] for key, value in usual.get(name, {}).items() if methods[name][key] != value}
         parts.append(name + ''.join(f', {key} {value}' for key, value in shown.items()))
     return ' + '.join(parts)
+
+
+def _network(settings: dict) -> str:
+    """What a run trains, where that is not all of the data set's own network."""
+    model, optimizer = settings['model'], settings['optimizer']
+    if model['name'] == 'wide_resnet' and not model.get('pretrained'):
+        return ''
+    parts = [model['name'], model['pretrained'] and 'pretrained' or 'from scratch']
+    for key, usual in (('layer_rates', []), ('layer_decay', 1.0), ('unfreeze_step', 0)):
+        if optimizer[key] != usual:
+            parts.append(f'{key} {optimizer[key]}')
+    parts += ['cached features'] * settings['data']['cache_features']
+    parts += ['frozen statistics'] * model['frozen_statistics']
+    return ', ' + ', '.join(parts)
 
 
 def _cell(runs: list[dict], rule: str) -> str:

@@ -93,7 +93,7 @@ def base(data: str, labels: int, model: str = '') -> ConfigDict:
         }
     )
     config.update_from_flattened_dict(DATA_SETS[data])
-    if model:
+    if model and model != config.model.name:
         config.model = {'name': model, **MODEL, **NETWORKS.get(model, {})}
     return config
 
@@ -110,13 +110,15 @@ NETWORKS = {
         *('resnext50_32x4d', 'wide_resnet50_2'),
     )
 } | {
+    'bit_r50x1': {'pretrained': 'timm/resnetv2_50x1_bit.goog_in21k'},
+    'bit_r101x1': {'pretrained': 'timm/resnetv2_101x1_bit.goog_in21k'},
     'efficientnet_lite0': {
         'pretrained': 'efficientnet_lite0',
         'dropout': 0.2,
         'drop_path': 0.2,
         'bn_momentum': 0.99,
         'bn_epsilon': 1e-3,
-    }
+    },
 }
 
 

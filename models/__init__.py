@@ -76,7 +76,7 @@ class Model:
         train, frozen, keys: see `models.layers.Mode`; keys are needed in training where `drops` says so.
         Returns ({name of intermediate: Batch of outputs}, batch_stats).
         """
-        mode = Mode(train, frozen, keys)
+        mode = Mode(train, frozen, keys, self.module.frozen_statistics)
         outputs, updated = self.module.apply(variables, images, mode, mutable=['batch_stats'])
         return outputs, {**variables['batch_stats'], **updated.get('batch_stats', {})}
 

@@ -39,7 +39,8 @@ class EfficientNetLite0(Network):
                 y = conv_norm(y, wide, name + 'depthwise_conv', name + 'bn1', size, stride, wide).map(nn.relu6)
                 y = conv_norm(y, out, name + 'project_conv', name + 'bn2')
                 if stride == 1 and channels == out:
-                    y = add(x, drop(y, mode, self.drop_path * number / total, layer=number, whole=True))
+                    rate = 0.0 if name + 'bn2' in mode.frozen else self.drop_path * number / total
+                    y = add(x, drop(y, mode, rate, layer=number, whole=True))
                 x = y
                 number += 1
             outputs[f'stage{stage + 1}'] = x

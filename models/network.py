@@ -12,11 +12,13 @@ class Network(nn.Module):
 
     heads: {name of an output beside 'features' and 'logits': widths of the layers on top of the features}.
     dropout: share of the features that the classifier and the heads do not see in training.
+    frozen_statistics: batch norm keeps its running statistics, such as pretrained ones, and uses them in training.
     """
 
     num_classes: int
     heads: Mapping[str, tuple[int, ...]]
     dropout: float = 0.0
+    frozen_statistics: bool = False
     drop_path = 0.0
     negative_slope = 0.0
 

@@ -17,6 +17,7 @@ class Preprocessing:
     mean, std: of each channel, for pixels in [0, 1]; of colour images, for which gray ones take the averages.
     resolution: side of the network's input in pixels; 0 leaves images as they are.
     crop: fraction of the shorter side that is kept.
+    channels: 3 to copy gray images into colored ones; 0 leaves images as they are.
     """
 
     mean: tuple[float, ...]
@@ -24,6 +25,7 @@ class Preprocessing:
     resolution: int = 0
     interpolation: str = 'bicubic'
     crop: float = 1.0
+    channels: int = 0
 
     def __post_init__(self):
         if self.interpolation not in METHODS:
@@ -42,6 +44,8 @@ class Preprocessing:
             images = jax.image.resize(images, (n, *size, channels), METHODS[self.interpolation])
             top, left = ((side - self.resolution) // 2 for side in size)
             images = images[:, top : top + self.resolution, left : left + self.resolution]
+        if self.channels > images.shape[-1]:
+            images = jnp.repeat(images, self.channels, axis=-1)
         return (images - self._per_channel(self.mean, images)) / self._per_channel(self.std, images)
 
     def _per_channel(self, values: tuple[float, ...], images: jax.Array) -> jax.Array:

@@ -5,7 +5,6 @@ and what its groups make of it in the file.
 """
 
 import dataclasses
-import pathlib
 import re
 from typing import Any
 
@@ -20,7 +19,8 @@ _IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 # {kind of network: preprocessing of its published weights where the file does not say}
 PREPROCESSING = {
     'ResNet': Preprocessing(**_IMAGENET, resolution=224, interpolation='bilinear', crop=0.875),
-    'BiT': Preprocessing((0.5,) * 3, (0.5,) * 3, resolution=224, interpolation='bilinear', crop=0.875),
+    # Its standardised filters cannot be added up for gray images, which become colored ones instead.
+    'BiT': Preprocessing((0.5,) * 3, (0.5,) * 3, 224, 'bilinear', 0.875, channels=3),
     'EfficientNetLite0': Preprocessing((127 / 255,) * 3, (128 / 255,) * 3, 224, 'bicubic', 0.875),
 }
 
@@ -55,6 +55,7 @@ NAMES = {
         (r'stage(\d)_block(\d+)_norm3', 'resnet/block{}/unit{:02}/c/group_norm'.format),
         (r'norm', 'resnet/group_norm'.format),
         (r'head', 'resnet/head/conv2d'.format),
+        (r'(\w+)', '{}'.format),
     ),
 }
 _TORCH = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
@@ -82,7 +83,7 @@ def load(source: str) -> Weights:
     record = {'source': source, 'file': located.path.name, 'sha256': files.sha256(located.path)}
     if located.revision:
         record['revision'] = located.revision
-    kind = 'npz' if pathlib.Path(located.path).suffix == '.npz' else 'torch'
+    kind = 'npz' if located.path.suffix == '.npz' else 'torch'
     return Weights(tensors, kind, record, located.preprocessing or {})
 
 

@@ -49,7 +49,7 @@ def test_every_setting_is_there_to_be_overridden(name, data):
     assert set(config.data.weak) == names(Weak)
     assert set(config.data.strong) == names(Strong) - names(Weak)
     module, _ = models.MODELS[config.model.name]
-    of_every_network = {'name', 'resolution', 'crop', *step_lib.MODEL_SETTINGS}
+    of_every_network = {'name', 'resolution', 'crop', 'pretrained'}
     assert set(config.model) == names(module, 'parent', 'num_classes', 'heads') | of_every_network
     for method, fields in config.methods.items():
         assert set(fields) == names(type(methods.create(method, {})))

@@ -658,9 +658,11 @@ def test_cached_features_stay_with_their_labels_and_indices(make_settings, data_
     [
         ('supervised', (), ('frozen backbone', 'conv1, ', '... would')),
         ('supervised', ('norm: 0.1', 'head: 1', '.*: 0'), ('frozen backbone', 'norm would')),
-        ('fixmatch', HEAD_ONLY, ('weak views only', 'unlabeled.strong is')),
-        ('comatch', HEAD_ONLY, ('weak views only', 'unlabeled.strong, unlabeled.strong2')),
-        ('mean_teacher', HEAD_ONLY, ('weak views only', 'unlabeled.weak2 is')),  # would be the same features twice
+        ('fixmatch', HEAD_ONLY, ('no image', 'unlabeled.strong cannot')),
+        ('comatch', HEAD_ONLY, ('no image', 'unlabeled.strong, unlabeled.strong2')),
+        ('vat', HEAD_ONLY, ('no image', 'unlabeled.weak cannot')),
+        ('self_training', HEAD_ONLY, ('self_training would go on with another network',)),
+        ('mean_teacher', HEAD_ONLY, ('no image', 'unlabeled.weak2 cannot')),  # would be the same features twice
     ],
 )
 def test_cached_features_need_a_frozen_backbone_and_weak_views(make_settings, data_dir, config, rules, named):

@@ -1,5 +1,6 @@
 """Networks with published weights equal PyTorch's (golden/make_networks.py); what does not fit is named."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -112,13 +113,16 @@ def test_another_number_of_classes_starts_a_classifier_of_zeros():
     assert np.std(outputs['features'].grad) > 0.01
 
 
-def test_gray_images_equal_their_colored_copies():
-    weights = by_rule('resnet18')
+@pytest.mark.parametrize('name', ['resnet18', 'bit_r50x1'])
+def test_gray_images_equal_their_colored_copies(name):
+    weights = by_rule(NETWORKS[name])
     gray = jnp.asarray(rule.images(1, 64, channels=1))
     outputs = []
     for channels in (1, 3):
-        model, variables = load('resnet18', weights, channels=channels)
-        outputs.append(model.apply(variables, Batch(jnp.repeat(gray, channels, -1)), train=False)[0]['logits'].grad)
+        model, variables = load(name, weights, channels=channels)
+        preprocess = dataclasses.replace(model.preprocess, mean=(0.5,), std=(0.5,), resolution=0)
+        images = Batch(preprocess(jnp.repeat(gray, channels, -1)))
+        outputs.append(model.apply(variables, images, train=False)[0]['logits'].grad)
     close(outputs[0], np.asarray(outputs[1]), 1e-4)
 
 

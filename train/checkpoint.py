@@ -76,7 +76,7 @@ def weights(source: str) -> pretrained.Weights:
 
     source: the run's folder. Raises UserError where it holds none.
     """
-    folder = pathlib.Path(source)
+    folder = pathlib.Path(source).expanduser()
     try:
         preprocessing = json.loads((folder / 'config.json').read_text())['preprocessing']
         with ocp.training.Checkpointer((folder / 'checkpoints').resolve(strict=True)) as checkpointer:

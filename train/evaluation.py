@@ -11,7 +11,7 @@ from models import Batch
 from train import mesh as mesh_lib
 from train.step import Trainer
 
-BATCH_SIZE = 512
+PIXELS = 512 * 64 * 64  # of a batch; fewer images where they are large
 
 
 def create(trainer: Trainer, mesh: jax.sharding.Mesh, output: str = 'logits') -> Callable:
@@ -21,7 +21,8 @@ def create(trainer: Trainer, mesh: jax.sharding.Mesh, output: str = 'logits') ->
     logits: float32 `[N, num_classes]`, on the host.
     """
     compiled = jax.jit(functools.partial(_outputs, trainer, output))
-    batch_size = BATCH_SIZE // mesh.size * mesh.size
+    side = trainer.model.preprocess.resolution or max(trainer.data.image_shape[:2])
+    batch_size = min(512, max(8, PIXELS // side**2)) // mesh.size * mesh.size
 
     def predict(params, batch_stats, images: np.ndarray) -> np.ndarray:
         logits = []

@@ -67,7 +67,10 @@ def prepare(settings: Settings, data_dir: str | None = None) -> tuple[step_lib.T
     """
     streams = Streams.load(settings, data_dir)
     source = settings.model.get('pretrained')
-    weights = (checkpoint.weights if pathlib.Path(source).is_dir() else pretrained.load)(source) if source else None
+    weights = None
+    if source:
+        is_run = pathlib.Path(source).expanduser().is_dir()
+        weights = (checkpoint.weights if is_run else pretrained.load)(source)
     return step_lib.Trainer.create(settings, streams.spec(settings), weights), streams
 
 

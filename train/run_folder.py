@@ -58,7 +58,8 @@ class RunFolder(contextlib.AbstractContextManager):
 
     def _check_same(self, found: dict, wanted: dict) -> None:
         found, wanted = _flat(found), _flat(wanted)
-        differing = [key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]
+        keys = sorted((found.keys() | wanted.keys()) - {'weights.revision'})  # the SHA-256 says more
+        differing = [key for key in keys if found.get(key) != wanted.get(key)]
         if differing:
             diff = '; '.join(f'{k} was {found.get(k)}, now {wanted.get(k)}' for k in differing)
             raise UserError(f'{self.path} holds a run with other settings ({diff}). Choose another --workdir.')

@@ -73,7 +73,7 @@ class Settings:
     steps: int
     batch_size: int  # labeled images in a step
     data: Data
-    model: Mapping[str, Any]  # 'name', fields of that network, and those of train.step.MODEL_SETTINGS
+    model: Mapping[str, Any]  # 'name', fields of that network, of models.create, and 'pretrained' weights
     methods: Mapping[str, Mapping[str, Any]]  # {name: hyper-parameters}; losses add up
     optimizer: Optimizer
     ema_decay: float  # of the averaged parameters that are evaluated

@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +19,6 @@ from methods.base import IMAGES, JOINT, NO_GRAD, POLICIES, DataSpec, Inputs, Met
 from models.pretrained import Weights, is_head
 from train import optimizer
 from train.settings import Settings
-
-# What `settings.model` holds beside the name and the fields of a network.
-# pretrained: weights to begin with (models.files.locate, or a run's folder). frozen_statistics: of all batch norms.
-MODEL_SETTINGS = ('pretrained', 'frozen_statistics')
 
 # {stream: {'images': uint8 [n, H, W, C], 'labels': int32 [n], 'indices': int32 [n]}}
 Batch = dict[str, dict[str, jax.Array]]
@@ -80,7 +77,7 @@ class Trainer:
                 mean=settings.data.mean,
                 std=settings.data.std,
                 weights=weights,
-                **{key: value for key, value in settings.model.items() if key not in MODEL_SETTINGS},
+                **{key: value for key, value in settings.model.items() if key != 'pretrained'},
             ),
             methods=created,
             augmentations={
@@ -102,7 +99,7 @@ class Trainer:
                 "would be trained: set optimizer.layer_rates to ('head: 1', '.*: 0')."
             )
         if other := [view for view, policy in self.views.items() if not view.endswith('.weak') or policy == IMAGES]:
-            raise UserError(f'data.cache_features leaves no images to augment or change: no {", ".join(other)}.')
+            raise UserError(f'data.cache_features leaves no image to augment or change: {", ".join(other)} cannot be.')
         if restarting := [name for name, method in self.methods.items() if method.restart]:
             raise UserError(f'data.cache_features: {restarting[0]} would go on with another network than they are of.')
 
@@ -207,10 +204,10 @@ def _update(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool =
         rates = {layer: r if is_head(layer) else dict.fromkeys(r, 0.0) for layer, r in rates.items()}
     # A frozen layer is frozen whole: its running statistics, too.
     trained = optimizer.select(state.params, rates)
-    everything = settings.model.get('frozen_statistics', False)
-    frozen = frozenset(layer for layer in state.params if everything or layer not in trained)
+    frozen = frozenset(state.params) - trained.keys()
     progress = state.step % trainer.round_steps / trainer.round_steps
     images = make_views(trainer, state, batch)
+    calls = itertools.count()  # of `Inputs.forward`, while it is traced: each drops other units
 
     def loss_fn(trained):
         params = optimizer.merge(state.params, trained)
@@ -226,7 +223,7 @@ def _update(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool =
                 key=stream_key(state.seed, f'methods.{name}', state.step),
                 params=params,
                 ema_params=state.ema_params,
-                forward=functools.partial(_forward_alone, trainer, state, batch_stats, frozen),
+                forward=functools.partial(_forward_alone, trainer, state, batch_stats, frozen, calls),
             )
             losses[name] = method.loss(inputs, state.methods[name])
             if losses[name].batch_stats is not None:
@@ -337,6 +334,7 @@ def _forward_alone(
     state: TrainState,
     running: Any,
     frozen: frozenset[str],
+    calls: Iterator[int],
     params: Any,
     images: jax.Array,
     batch_stats: Any = None,
@@ -345,7 +343,8 @@ def _forward_alone(
     train = batch_stats is None
     keys = None
     if trainer.model.drops and train:
-        keys = models.Batch(jax.random.split(stream_key(state.seed, 'drop.alone', state.step), len(images)))
+        key = stream_key(state.seed, f'drop.alone{next(calls)}', state.step)
+        keys = models.Batch(jax.random.split(key, len(images)))
     variables = {'params': params, 'batch_stats': running if train else batch_stats}
     outputs, batch_stats = trainer.model.apply(variables, models.Batch(images), train, frozen, keys)
     return {name: output.grad for name, output in outputs.items()}, batch_stats
