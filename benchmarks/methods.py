@@ -5,8 +5,8 @@
 Settings are those of the configs, with their argument after the colon. In each round the methods run in random order;
 figures are medians over the rounds. Passes count the images that go forward through the network for each image of the
 batch, so a method that does needless ones shows; those with a backward pass below the features (about twice the work of
-one forward) are counted apart. Both are read off the calls of the network while the step is traced. MB is what the compiled step
-needs: train state and batch, and whatever it computes and throws away.
+one forward) are counted apart. Both are read off the calls of the network while the step is traced. MB is what the
+compiled step needs: train state and batch, and whatever it computes and throws away.
 """
 
 import argparse

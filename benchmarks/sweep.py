@@ -19,11 +19,11 @@ from train import startup
 def main() -> None:
     """Makes the runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    configs = sorted(p.stem for p in pathlib.Path('configs').glob('*.py') if p.stem != 'common')
+    configs = sorted(p.stem for p in pathlib.Path('configs').glob('*.py') if p.stem not in ('common', 'finetune'))
     parser.add_argument('--data', required=True, help='data set of the configs')
     parser.add_argument('--labels', required=True, help='numbers of labels, with commas between')
     parser.add_argument('--seeds', type=int, default=1, help='seeds 0 to N - 1 (default: 1)')
-    parser.add_argument('--methods', default=','.join(configs), help='configs (default: all)')
+    parser.add_argument('--methods', default=','.join(configs), help='configs (default: all semi-supervised ones)')
     parser.add_argument('--runs', type=pathlib.Path, default=pathlib.Path('runs'), help='folder of the runs')
     args = parser.parse_args()
     from train import loop, mesh, settings

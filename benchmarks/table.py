@@ -69,7 +69,7 @@ def _network(settings: dict) -> str:
     model, optimizer = settings['model'], settings['optimizer']
     if model['name'] == 'wide_resnet' and not model.get('pretrained'):
         return ''
-    parts = [model['name'], model['pretrained'] and 'pretrained' or 'from scratch']
+    parts = [model['name'], 'pretrained' if model['pretrained'] else 'from scratch']
     for key, usual in (('layer_rates', []), ('layer_decay', 1.0), ('unfreeze_step', 0)):
         if optimizer[key] != usual:
             parts.append(f'{key} {optimizer[key]}')

@@ -379,8 +379,8 @@ def test_neither_cached_nor_reachable(hub, capfd, source, wanted, url):
     message = str(info.value)
     assert message.startswith(f'{wanted} is not in the cache and cannot be downloaded (')
     assert message.endswith(
-        f'Download https://huggingface.co/timm/{url}/model.safetensors and config.json from beside it elsewhere and give the path: '
-        '--config.model.pretrained=PATH'
+        f'Download https://huggingface.co/timm/{url}/model.safetensors and config.json from beside it elsewhere and '
+        'give the path: --config.model.pretrained=PATH'
     )
     assert '\n' not in message
     assert capfd.readouterr() == ('', '')
