@@ -78,6 +78,7 @@ def get_config(arg: str = '') -> ConfigDict:
     learning_rate, changes = STRATEGIES[strategy]
     config = common.base(**arg)
     config.methods.finetune = {'weight': 1.0, 'label_smoothing': 0.0, 'mixup': 0.0, 'balanced': False}
+    config.data.unlabeled_split = ''  # nothing reads it
     config.ema_decay = 0.0
     config.optimizer.weight_decay = 0.0
     if arg['data'] in common.SMALL:

@@ -445,3 +445,21 @@ def test_download(tmp_path):
     server.shutdown()
     server.server_close()
     assert locate(f'timm/tiny.a@{COMMIT}') == locate('timm/tiny.a') == found
+
+
+def test_a_config_json_beside_a_file_says_how_to_preprocess(tmp_path):
+    path = tmp_path / 'model.safetensors'
+    path.touch()
+    assert files.locate(str(path)).preprocessing is None
+    config = {
+        'mean': [0.1] * 3,
+        'std': [0.2] * 3,
+        'interpolation': 'bicubic',
+        'input_size': [3, 96, 96],
+        'crop_pct': 0.9,
+    }
+    (tmp_path / 'config.json').write_text(json.dumps({'pretrained_cfg': config}))
+    expected = {'mean': (0.1,) * 3, 'std': (0.2,) * 3, 'interpolation': 'bicubic', 'resolution': 96, 'crop': 0.9}
+    assert files.locate(str(path)).preprocessing == expected
+    (tmp_path / 'config.json').write_text(json.dumps({'seed': 0}))  # of something else
+    assert files.locate(str(path)).preprocessing is None

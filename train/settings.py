@@ -85,6 +85,8 @@ class Settings:
         for name in ('steps', 'batch_size', 'log_steps', 'eval_steps', 'checkpoint_steps'):
             if getattr(self, name) < 1:
                 raise UserError(f'{name} must be at least 1, not {getattr(self, name)}.')
+        if 0 < self.steps <= self.optimizer.unfreeze_step:
+            raise UserError('optimizer.unfreeze_step must come before the last of the steps.')
         if not 0 <= self.seed < 2**31:
             raise UserError(f'seed must be in [0, 2^31), not {self.seed}.')
         if self.data.validation and self.checkpoint_steps % self.eval_steps:
