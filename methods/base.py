@@ -45,7 +45,8 @@ class Inputs:
     labels: true classes of the labeled stream, int32 `[B]`. There are none for the unlabeled stream: the engine
         keeps them to itself and scores `Loss.pseudo_labels` with them, so that no method can learn from them.
     indices: {stream: which of the stream's images these are, int32 `[n]`}.
-    images: {view: normalised images, float32 `[n, H, W, C]`}; image i is the same in every view of a stream.
+    images: {view: preprocessed images, float32 `[n, H, W, C]`, or `[n, D]` with cached features}; image i is the same
+        in every view of a stream.
     outputs: {view that is 'joint' or 'no_grad': {'features': `[n, D]`, 'logits': `[n, num_classes]`, and one for
         every head}}.
     progress: the fraction of training (of its round, see `Method.rounds`) that is done, float32 in [0, 1).
