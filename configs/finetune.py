@@ -71,7 +71,7 @@ def bit_mixup(size: int) -> float:
 
 def get_config(arg: str = '') -> ConfigDict:
     """Returns the settings for 'DATA,labels=N,strategy=NAME,model=NAME'."""
-    arg = common.parse_arg(arg, data='digits', labels=20, strategy='tenth', model='efficientnet_lite0')
+    arg = common.parse_arg(arg, data='digits', labels=20, strategy='full', model='efficientnet_lite0')
     strategy = arg.pop('strategy')
     if strategy not in STRATEGIES:
         raise unknown('strategy', strategy, STRATEGIES)
