@@ -272,7 +272,7 @@ def test_labels_of_an_earlier_run_can_be_used_again(finished, make_settings, dat
 
 @pytest.mark.parametrize('count', [1, 7, 512, 513])
 def test_evaluation_counts_every_example_exactly_once(count, make_settings, data_dir, mesh, monkeypatch):
-    monkeypatch.setattr(evaluation, 'BATCH_SIZE', 256)
+    monkeypatch.setattr(evaluation, 'PIXELS', 256 * 8 * 8)
     settings = make_settings('supervised')
     trainer = step_lib.Trainer.create(settings, Streams.load(settings, data_dir).spec(settings))
     variables = trainer.model.init(jax.random.key(0), (8, 8, 1))
