@@ -60,10 +60,9 @@ def prepare(config: str):
     with jax.set_mesh(mesh):
         state = mesh_lib.put_replicated(mesh, step_lib.init(trainer, streams.batches(sizes, 0, 0)))
         models.Model.apply = counted
-        step = step.lower(state, batch).compile()
+        memory = step.lower(state, batch).compile().memory_analysis()
         models.Model.apply = apply
         state, _ = step(state, batch)
-    memory = step.memory_analysis()
     megabytes = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20
 
     def run() -> float:
