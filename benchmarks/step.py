@@ -33,13 +33,13 @@ def serve(policy: str, convolution: str, batch_size: int) -> None:
 
     from configs import fixmatch
     from methods.base import DataSpec
-    from models import conv, layers
+    from models import conv
     from train import mesh as mesh_lib
     from train import settings as settings_lib
     from train import step as step_lib
 
     mesh_lib.configure()
-    layers.conv = {'blocked': conv.blocked_conv, 'xla': conv.xla_conv}[convolution]
+    conv.blocked_conv = {'blocked': conv.blocked_conv, 'xla': conv.xla_conv}[convolution]
     config = fixmatch.get_config('cifar10,labels=40')
     config.batch_size = batch_size
     config.methods.fixmatch.weak_batch_norm = policy

@@ -92,7 +92,7 @@ def is_head(layer: str) -> bool:
     return layer.startswith('head')
 
 
-def fill(kind: str, variables: dict, weights: Weights, path: str = 'model.pretrained') -> dict:
+def fill(kind: str, variables: dict, weights: Weights) -> dict:
     """Returns variables with the values of weights.
 
     The first convolution adapts to gray images by the sum of its filters over the colours. The classifier and the
@@ -135,7 +135,7 @@ def fill(kind: str, variables: dict, weights: Weights, path: str = 'model.pretra
     if missing or unexpected or misshapen:
         parts = {'missing': missing, 'unexpected': unexpected, 'of another shape': misshapen}
         found = '; '.join(f'{len(names)} {what}: {", ".join(sorted(names))}' for what, names in parts.items() if names)
-        raise UserError(f"{path}='{weights.record['source']}' does not fit the network ({found}).")
+        raise UserError(f"model.pretrained='{weights.record['source']}' does not fit the network ({found}).")
     return filled
 
 
