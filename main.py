@@ -20,7 +20,7 @@ _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Prepared data sets; by defaul
 
 def main(argv: list[str]) -> None:
     """Does what the flags say."""
-    from train import loop, mesh, run_folder, settings  # only now: JAX and tfds take seconds, and errors none
+    from train import loop, mesh, run_folder, settings, transfer  # only now: JAX and tfds take seconds, and errors none
 
     if argv[1:]:
         raise UserError(f'Unexpected argument {argv[1]}: settings are given as --config.<name>=<value>.')
@@ -33,6 +33,8 @@ def main(argv: list[str]) -> None:
     except loop.Interrupted as interruption:
         print(interruption, file=sys.stderr)
         sys.exit(128 + interruption.signal_number)
+    if 'transfer' in result:
+        print(transfer.table(result['transfer']))
     accuracy = {name: f'{100 * value:.2f} %' for name, value in result['test_accuracy'].items() if value is not None}
     print(f'test accuracy: {accuracy.pop("last")} (' + ', '.join(f'{k} {v}' for k, v in accuracy.items()) + ')')
     print(f'{result["seconds"]:.0f} s on {result["device"]}; everything is in {workdir}/')

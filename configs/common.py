@@ -57,12 +57,17 @@ def base(data: str, labels: int, model: str = '') -> ConfigDict:
                 'label_seed': -1,
                 'manifest': '',
                 'validation': 0,
+                'target': '',
+                'target_split': '',
+                'protocol': 'inductive',
+                'image_size': 0,
                 'cache_features': False,
                 'unlabeled_ratio': 7,
                 'mean': (0.5, 0.5, 0.5),
                 'std': (0.5, 0.5, 0.5),
-                'weak': {'flip': True, 'pad': 4},
+                'weak': {'flip': True, 'vertical_flip': False, 'pad': 4, 'min_area': 0.0},
                 'strong': {'protocol': 'google', 'translate': 10, 'cutout': 16, 'ops': Strong.ops},
+                'rotated': {'last': True, 'copies': 4},
             },
             'model': {
                 'name': 'wide_resnet',
@@ -81,6 +86,8 @@ def base(data: str, labels: int, model: str = '') -> ConfigDict:
                 'schedule': 'cosine',
                 'cosine_cycles': 7 / 16,
                 'boundaries': (),
+                'inverse_gamma': 10.0,
+                'inverse_power': 0.75,
                 'warmup': 0.0,
                 'layer_rates': (),
                 'layer_decay': 1.0,
@@ -90,6 +97,17 @@ def base(data: str, labels: int, model: str = '') -> ConfigDict:
             'log_steps': 128,
             'eval_steps': 1024,
             'checkpoint_steps': 4096,
+            'selection': 'validation',
+            'transfer': {
+                'labels': (),
+                'k': 20,
+                'temperature': 0.07,
+                'metric': 'cosine',
+                'standardize': False,
+                'steps': 300,
+                'batch_size': 16,
+                'learning_rate': 0.03,
+            },
         }
     )
     config.update_from_flattened_dict(DATA_SETS[data])
@@ -99,8 +117,16 @@ def base(data: str, labels: int, model: str = '') -> ConfigDict:
 
 
 # What every network has: the weights to begin with, the size images are brought to (0: that of the weights, or none)
-# and the part of them that is kept, whether batch norm keeps its running statistics in training, dropout of features.
-MODEL = {'pretrained': '', 'resolution': 0, 'crop': 0.0, 'frozen_statistics': False, 'dropout': 0.0}
+# and the part of them that is kept, what batch norm does, a layer below the classifier, dropout of features.
+MODEL = {
+    'pretrained': '',
+    'resolution': 0,
+    'crop': 0.0,
+    'frozen_statistics': False,
+    'batch_norm': 'joint',
+    'bottleneck': 0,
+    'dropout': 0.0,
+}
 
 # Published weights of a network, and what of it may be set.
 NETWORKS = {

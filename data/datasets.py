@@ -12,12 +12,19 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
+from data.builders import folders
 from data.builders.digits import Digits
+from data.builders.digits_m import DigitsM
+from data.builders.mnist_m import MnistM
+from data.builders.usps import Usps
 from errors import UserError, first_line, unknown
 
-EMBEDDED = (Digits.name,)  # Need no files from anywhere, so they are prepared on first use.
-NAMES = (*EMBEDDED, 'cifar10', 'cifar100', 'fashion_mnist', 'kmnist', 'mnist', 'stl10', 'svhn_cropped')
+EMBEDDED = (Digits.name, DigitsM.name)  # Need no files from anywhere, so they are prepared on first use.
+OWN = (Usps.name, MnistM.name, *folders.NAMES)  # Prepared by code of ours that needs no TensorFlow.
+NAMES = (*EMBEDDED, *OWN, 'cifar10', 'cifar100', 'fashion_mnist', 'kmnist', 'mnist', 'stl10', 'svhn_cropped')
+MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # Of PIL, by the number of channels.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,31 +44,35 @@ class Arrays:
     class_names: tuple[str, ...]
 
 
-def load(name: str, split: str, data_dir: str | None = None) -> Arrays:
+def load(name: str, split: str, data_dir: str | None = None, size: int = 0) -> Arrays:
     """Reads one split. Its order is that of the prepared files, so the same every time.
 
     Args:
       name: one of NAMES, or any other image classification set of tfds that is prepared in data_dir.
-      split: a tfds split, such as 'train', 'test', 'unlabelled' or 'train+unlabelled'.
+      split: a tfds split, such as 'train', 'test', 'train+unlabelled' or 'train[:80%]'.
       data_dir: folder of prepared data sets, by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      size: height and width that the whole image is resized to, bilinearly; 0 leaves it as it is.
 
     Returns:
       The images and labels.
 
     Raises:
-      UserError: no such data set or split, not prepared, or not equally large images with one label each.
+      UserError: no such data set or split, not prepared, not images with one label each, or images of various
+        sizes and no size.
     """
     builder = find(name, data_dir)
     features = builder.info.features
-    if not {'image', 'label'} <= set(features) or None in features['image'].shape:
-        raise UserError(f"{name} is not a data set of equally large images with one 'label' each.")
+    if not {'image', 'label'} <= set(features) or (size and features['image'].shape[-1] not in MODES):
+        raise UserError(f"{name} is not a data set of images with one 'label' each.")
+    if None in features['image'].shape and not size:
+        raise UserError(f'{name} has no equally large images: set data.image_size to the size that all are to have.')
     if name in EMBEDDED and not builder.data_path.exists():
         # Quietly: it takes a fraction of a second, and is no news to whoever started a training run.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             write(builder)
         builder = find(name, data_dir)
     try:
-        images, labels = _read(builder, split)
+        images, labels = _read(builder, split, size)
     except Exception as error:  # tfds and array_record have no exception of their own for what users do.
         check_prepared(builder)
         raise UserError(f"Cannot read '{split}' of {builder.data_dir}: {first_line(error)}") from error
@@ -70,6 +81,8 @@ def load(name: str, split: str, data_dir: str | None = None) -> Arrays:
 
 def find(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
     """Returns the tfds builder of a data set, prepared or not. Raises UserError if there is no such one."""
+    if name in {own.split('/')[0] for own in folders.NAMES}:  # tfds would take the first of its domains.
+        raise unknown('data set', name, NAMES)
     data_dir = os.path.expanduser(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
     try:
         # Asking for any version makes tfds look for prepared files before it looks at the data set's code, so
@@ -83,16 +96,17 @@ def find(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
 
 def check_prepared(builder: tfds.core.DatasetBuilder) -> None:
     """Raises UserError with the command to run if `load` cannot read this data set."""
+    name = builder.info.full_name.rpartition('/')[0]  # Of name/config/version.
     if not builder.data_path.exists():
+        how = '(downloads it and needs TensorFlow; or add --from=FOLDER with the original files)'
         raise UserError(
-            f'{builder.name} is not prepared in {builder.data_dir}. Run once: python -m data.prepare '
-            f'{builder.name} --data_dir={builder.data_dir_root} (downloads it and needs TensorFlow; or add '
-            '--from=FOLDER with the original files).'
+            f'{name} is not prepared in {builder.data_dir}. Run once: python -m data.prepare {name} '
+            f'--data_dir={builder.data_dir_root} {getattr(builder, "HOW", how)}.'
         )
     if 'array_record' not in [file_format.value for file_format in builder.info.available_file_formats()]:
         raise UserError(
             f'{builder.data_dir} is damaged or not in the array_record format. Move it away or give another '
-            f'--data_dir, and run python -m data.prepare {builder.name}.'
+            f'--data_dir, and run python -m data.prepare {name}.'
         )
 
 
@@ -114,23 +128,28 @@ def write(builder: tfds.core.DatasetBuilder, **kwargs: Any) -> None:
             raise UserError(f'Cannot prepare {builder.data_dir}: {first_line(error)}') from error
 
 
-def _read(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _read(builder: tfds.core.DatasetBuilder, split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns images and labels, from the decoded copy beside the prepared files if there is a current one.
 
     Decoding 60,000 small PNGs takes seconds at every start of a run, reading the copy a tenth of a second.
     """
-    source = builder.as_data_source(split)
-    folder, stem = pathlib.Path(builder.data_dir), re.sub(r'\W', '_', split)
+    feature = builder.info.features['image']
+    # tfds's own decoding leaves CMYK and palettes as they are.
+    skip = {'image': tfds.decode.SkipDecoding()} if size and isinstance(feature, tfds.features.Image) else None
+    source = builder.as_data_source(split, decoders=skip)
+    folder, stem = pathlib.Path(builder.data_dir), re.sub(r'\W', '_', split) + f'_{size}' * (size > 0)
     prepared = [(f.name, f.stat()) for f in sorted(folder.glob('*')) if not f.name.startswith('decoded-')]
-    state = repr([split, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in prepared)])
+    state = repr([split, *[size] * (size > 0), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in prepared)])
     cache = folder / f'decoded-{stem}-{hashlib.sha256(state.encode()).hexdigest()[:16]}.npz'
     with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(cache) as arrays:
         return arrays['images'], arrays['labels']
 
-    images = np.empty((len(source), *builder.info.features['image'].shape), np.uint8)
+    shape = (size, size, feature.shape[-1]) if size else feature.shape
+    images = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int32)
     for i, example in enumerate(source):
-        images[i], labels[i] = example['image'], example['label']
+        image = example['image']
+        images[i], labels[i] = _resize(image, shape) if size else image, example['label']
 
     temporary = cache.with_suffix(f'.{os.getpid()}.tmp')
     with contextlib.suppress(OSError):  # A read-only folder or a full disk: the next run decodes again.
@@ -143,3 +162,12 @@ def _read(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np
         finally:
             temporary.unlink(missing_ok=True)
     return images, labels
+
+
+def _resize(image: bytes | np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Returns an encoded or a uint8 [H, W, C] image as uint8 of `shape`."""
+    if isinstance(image, np.ndarray):
+        picture = Image.fromarray(image.squeeze(-1) if shape[-1] == 1 else image)
+    else:
+        picture = Image.open(io.BytesIO(image)).convert(MODES[shape[-1]])
+    return np.asarray(picture.resize(shape[1::-1], Image.Resampling.BILINEAR)).reshape(shape)

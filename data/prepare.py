@@ -3,6 +3,8 @@
   python -m data.prepare cifar10                                    download; needs TensorFlow and a network
   python -m data.prepare cifar10 --from=FOLDER                      from cifar-10-binary.tar.gz in FOLDER
   python -m data.prepare fashion_mnist --from=FOLDER                from the four idx files; no TensorFlow
+  python -m data.prepare usps                                       download; no TensorFlow
+  python -m data.prepare office31/amazon --from=FOLDER              from amazon/images/<class>/ in FOLDER
 
 FOLDER holds the original files under their original names, or is a download folder of tfds; then nothing is
 downloaded. The data set appears in the data folder when it is complete and not before.
@@ -21,6 +23,7 @@ from tensorflow_datasets.core.download import resource
 
 from data import datasets
 from data.builders import idx
+from data.builders.usps import Usps
 from errors import UserError, first_line
 
 
@@ -45,6 +48,11 @@ def prepare(name: str, folder: str | None = None, data_dir: str | None = None) -
     if folder and not os.path.isdir(folder):
         raise UserError(f'--from={folder} is not a folder.')
     if name in datasets.EMBEDDED:
+        datasets.write(builder)
+    elif name in datasets.OWN:
+        if not folder and name != Usps.name:
+            raise UserError(f'{name} is not downloaded: add {builder.HOW}.')
+        builder.folder = pathlib.Path(folder) if folder else None
         datasets.write(builder)
     elif folder and name in idx.NAMES:
         datasets.write(idx.builder(name, pathlib.Path(folder), os.fspath(builder.data_dir_root)))

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from models.mlp import MLP
+
 # Batch-norm policies of a view. Published methods differ exactly here, so each method states its own.
 JOINT = 'joint'  # in the joint batch: shares its statistics, gradient flows through everything
 NO_GRAD = 'no_grad'  # normalised with the joint batch's statistics without entering them; no backward pass
@@ -55,6 +57,7 @@ class Inputs:
     forward: `(params, images) -> (outputs, batch_stats)` runs the network over one batch by itself, normalised with
         that batch's own statistics. The running statistics stay as they are unless batch_stats goes into `Loss`.
         `(params, images, batch_stats)` runs it as in evaluation, with the running statistics given.
+    mlp: `(params, name, x) -> output` runs one of the method's own networks (`Method.mlps`).
     """
 
     labels: jax.Array
@@ -66,6 +69,7 @@ class Inputs:
     params: Any
     ema_params: Any
     forward: Callable[..., tuple[dict[str, jax.Array], Any]]
+    mlp: Callable[[Any, str, jax.Array], jax.Array]
 
 
 class PseudoLabels(NamedTuple):
@@ -102,13 +106,18 @@ class Method:
     def views(self) -> dict[str, str]:
         """Returns {'<stream>.<augmentation>': batch-norm policy}.
 
-        Streams: labeled, unlabeled. Augmentations: weak, strong, with a number for further draws of the same
-        augmentation, as in 'unlabeled.strong2'.
+        Streams: labeled, unlabeled; in domain adaptation the source and the target. Augmentations: weak, strong,
+        rotated (`data.augment.Rotated`), with a number for further draws of the same augmentation, as in
+        'unlabeled.strong2'.
         """
         raise NotImplementedError
 
     def heads(self) -> dict[str, tuple[int, ...]]:
         """Returns {name of an output: widths of the layers on top of the features that it comes from}."""
+        return {}
+
+    def mlps(self) -> dict[str, MLP]:
+        """Returns {name: small network that the loss runs itself, by `Inputs.mlp`}."""
         return {}
 
     def init_state(self, data: DataSpec) -> Any:

@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from data.augment import rotate
 from methods.base import IMAGES, DataSpec, Inputs, Loss, Method, PseudoLabels
-from methods.terms import align, class_distribution, cross_entropy, mixup, push, ramp, rotate, sharpen, targets, uniform
+from methods.terms import align, class_distribution, cross_entropy, mixup, push, ramp, sharpen, targets, uniform
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,7 +107,53 @@ def unit(vectors: jax.Array) -> jax.Array:
     return vectors * jax.lax.rsqrt(jnp.maximum(jnp.square(vectors).sum(-1, keepdims=True), 1e-14))
 
 
-def rotate(images: jax.Array, turns: jax.Array) -> jax.Array:
-    """Square images `[n, S, S, C]`, each turned counterclockwise by 90 degrees `turns` times, int `[n]` in 0..3."""
-    turned = jnp.stack([jnp.rot90(images, k, axes=(1, 2)) for k in range(4)])
-    return turned[turns, jnp.arange(len(images))]
+@jax.custom_vjp
+def reverse_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """x; its gradient is -factor times the one that arrives (Ganin et al. 2016, JMLR, equations 16 and 17)."""
+    del factor
+    return x
+
+
+reverse_gradient.defvjp(lambda x, factor: (x, factor), lambda factor, g: (-factor * g, jnp.zeros_like(factor)))
+
+
+def adversarial_ramp(progress: jax.Array, gamma: float) -> jax.Array:
+    """lambda = 2 / (1 + exp(-gamma p)) - 1, from 0 towards 1 (Ganin et al. 2016, JMLR, section 5.2.2)."""
+    return 2 / (1 + jnp.exp(-gamma * progress)) - 1
+
+
+def domain_loss(source: jax.Array, target: jax.Array, weights: tuple = (1.0, 1.0)) -> tuple[jax.Array, dict]:
+    """The binary cross-entropy of a domain discriminator's logits, `[n]` and `[m]`: the mean of both domains' means.
+
+    weights: of the examples of each domain.
+    Returns it and metrics: the discriminator's accuracy (each domain counts half) and the proxy A-distance that its
+    errors amount to, 2 (1 - 2 error) (Ben-David et al. 2007).
+    """
+    loss = (weights[0] * jax.nn.softplus(-source)).mean() + (weights[1] * jax.nn.softplus(target)).mean()
+    accuracy = ((source > 0).mean() + (target <= 0).mean()) / 2
+    return loss / 2, {'domain_accuracy': accuracy, 'a_distance': 4 * accuracy - 2}
+
+
+def predictions(logits: jax.Array) -> PseudoLabels:
+    """The predicted classes, all of them: for a method that learns from no pseudo-label, so that the log shows them."""
+    return PseudoLabels(logits.argmax(-1), jnp.ones(len(logits)))
+
+
+def rotation_loss(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean cross-entropy and accuracy of logits `[n, 4]` for the images of a rotated view, turned j % 4 times each."""
+    turns = jnp.arange(len(logits)) % 4
+    return cross_entropy(turns, logits).mean(), (logits.argmax(-1) == turns).mean()
+
+
+def spread(embeddings: jax.Array) -> dict[str, jax.Array]:
+    """What shows whether embeddings `[n, D]` have collapsed: metrics of them, scaled to length one.
+
+    embedding_std: standard deviation of a dimension times sqrt(D), the mean over dimensions (Chen & He 2021,
+    arXiv:2011.10566, section 4.1). 1 where they are spread over the sphere, 0 where all are the same.
+    effective_rank: (sum of eigenvalues)^2 / sum of their squares, of the covariance: how many directions they use.
+    """
+    z = unit(jax.lax.stop_gradient(embeddings))
+    centred = z - z.mean(0)
+    covariance = centred.T @ centred / len(z)
+    rank = jnp.square(jnp.trace(covariance)) / jnp.maximum(jnp.square(covariance).sum(), _TINY)
+    return {'embedding_std': (z.std(0) * z.shape[-1] ** 0.5).mean(), 'effective_rank': rank}

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from errors import UserError, build, unknown
 from models import pretrained
 from models.efficientnet import EfficientNetLite0
-from models.layers import Batch, Mode
+from models.layers import DOMAIN_POLICIES, Batch, Mode
+from models.mlp import MLP
 from models.preprocess import Preprocessing
 from models.pretrained import Weights
 from models.resnet import BiT, ResNet
@@ -45,11 +46,13 @@ class Model:
 
     preprocess: maps pixels in [0, 1] to its input.
     weights: that it begins with, instead of random ones.
+    mlps: {name: small network on top of it that a method runs itself}.
     """
 
     module: nn.Module
     preprocess: Preprocessing
     weights: Weights | None = None
+    mlps: Mapping[str, MLP] = dataclasses.field(default_factory=dict)
 
     def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> Variables:
         """Returns the variables to begin with, for images of shape `[H, W, C]` before preprocessing.
@@ -57,8 +60,12 @@ class Model:
         Raises UserError where pretrained weights do not fit.
         """
         images = jax.eval_shape(self.preprocess, jnp.zeros((1, *image_shape)))
-        init = jax.jit(lambda key: self.module.init(key, Batch(jnp.zeros(images.shape)), Mode(train=False)))
+        mode = Mode(train=False, batch_norm=self.module.batch_norm)
+        init = jax.jit(lambda key: self.module.init(key, Batch(jnp.zeros(images.shape)), mode))
         variables = {'batch_stats': {}, **init(key)}
+        for i, (name, mlp) in enumerate(self.mlps.items()):
+            layers = mlp.init(jax.random.fold_in(key, i), name, *variables['params']['head']['kernel'].shape)
+            variables['params'] = {**variables['params'], **layers}
         if self.weights is None:
             return variables
         return pretrained.fill(type(self.module).__name__, variables, self.weights)
@@ -70,13 +77,15 @@ class Model:
         train: bool,
         frozen: frozenset[str] = frozenset(),
         keys: Batch | None = None,
+        domains: Batch | None = None,
     ) -> tuple[dict[str, Batch], Any]:
         """Runs the network on one joint batch of preprocessed images, float32 `[N, H, W, C]`, or features `[N, D]`.
 
-        train, frozen, keys: see `models.layers.Mode`; keys are needed in training where `drops` says so.
+        train, frozen, keys, domains: see `models.layers.Mode`; keys and domains are needed in training where `drops`
+        and `has_domains` say so.
         Returns ({name of intermediate: Batch of outputs}, batch_stats).
         """
-        mode = Mode(train, frozen, keys, self.module.frozen_statistics)
+        mode = Mode(train, frozen, keys, self.module.frozen_statistics, self.module.batch_norm, domains)
         outputs, updated = self.module.apply(variables, images, mode, mutable=['batch_stats'])
         return outputs, {**variables['batch_stats'], **updated.get('batch_stats', {})}
 
@@ -85,9 +94,14 @@ class Model:
         """Whether it leaves out units or blocks at random in training."""
         return self.module.dropout > 0 or self.module.drop_path > 0
 
+    @property
+    def has_domains(self) -> bool:
+        """Whether batch norm treats source and target domain differently."""
+        return self.module.batch_norm != 'joint'
+
     def depths(self, layers: Mapping[str, Any]) -> dict[str, int]:
         """Returns how deep each layer is: 0 for the stem, one more for each block, most for what is on the features."""
-        order = [*self.module.order(), 'head']
+        order = [*self.module.order(), *['bottleneck'] * (self.module.bottleneck > 0), 'head']
         return {layer: next(i for i, prefix in enumerate(order) if re.match(prefix, layer)) for layer in layers}
 
 
@@ -95,6 +109,7 @@ def create(
     name: str,
     num_classes: int,
     heads: Mapping[str, tuple[int, ...]] | None = None,
+    mlps: Mapping[str, MLP] | None = None,
     *,
     mean: tuple[float, ...] = (0.5,),
     std: tuple[float, ...] = (0.5,),
@@ -106,6 +121,7 @@ def create(
     """Returns the network called `name`. Raises UserError for a name or a setting that does not exist.
 
     heads: {name of an output beside 'features' and 'logits': widths of its layers on top of the features}.
+    mlps: {name: small network on top of it that a method runs itself}.
     mean, std: of the pixels in [0, 1], where no weights bring theirs.
     resolution, crop: see `Preprocessing`; 0 for those of the weights or, without any, the images as they are.
     """
@@ -116,9 +132,11 @@ def create(
     module = build(kind, f'setting of model {name}', {**fields, **settings}, given)
     if not 0 <= module.dropout < 1 or not 0 <= module.drop_path < 1:
         raise UserError('model.dropout and model.drop_path are probabilities, from 0 to less than 1.')
+    if module.batch_norm not in DOMAIN_POLICIES:
+        raise unknown('model.batch_norm', module.batch_norm, DOMAIN_POLICIES)
     preprocess = Preprocessing(mean, std)
     if weights is not None:
         preprocess = pretrained.PREPROCESSING.get(kind.__name__, preprocess)
         preprocess = dataclasses.replace(preprocess, **weights.preprocessing)
     chosen = {key: value for key, value in (('resolution', resolution), ('crop', crop)) if value}
-    return Model(module, dataclasses.replace(preprocess, **chosen), weights)
+    return Model(module, dataclasses.replace(preprocess, **chosen), weights, dict(mlps or {}))

@@ -37,12 +37,25 @@ class Mode(NamedTuple):
     frozen: layers that in training, too, are as in evaluation.
     keys: a random key for each image, for what drops units or blocks; None where nothing does.
     frozen_statistics: all batch norms use their running statistics in training, too, and keep them.
+    batch_norm: one of DOMAIN_POLICIES.
+    domains: 0 for each image of the source domain and 1 for the target's, int32 `[N]`; None for one domain only.
     """
 
     train: bool
     frozen: frozenset[str] = frozenset()
     keys: Batch | None = None
     frozen_statistics: bool = False
+    batch_norm: str = 'joint'
+    domains: Batch | None = None
+
+
+# What batch norm makes of two domains, as shares of each (source, target) in the running statistics of evaluation.
+DOMAIN_POLICIES = {
+    'joint': None,  # one batch: statistics of all images together (TLlib)
+    'separate': (0.5, 0.5),  # each domain by its own statistics; evaluation by their average (Dassl, DeepDA)
+    'adabn': (0.0, 1.0),  # each by its own, evaluation by the target's (Li et al. 2016, arXiv:1603.04779)
+    'domain_specific': (0.0, 1.0),  # with scale and bias of their own, too (Chang et al. 2019, arXiv:1906.03950)
+}
 
 
 class Conv(nn.Module):
@@ -95,6 +108,8 @@ class BatchNorm(nn.Module):
     would make the gradient wrong, which follows the network's scale and so trains it to grow without bound.
     Running statistics, used in evaluation, are over both parts. momentum is their decay (0.9 here is 0.1 in
     PyTorch); the running variance is the unbiased one, as in PyTorch and in TensorFlow's fused kernel.
+
+    With `Mode.domains` all this is done for each domain by itself.
     """
 
     momentum: float
@@ -107,7 +122,20 @@ class BatchNorm(nn.Module):
         bias = self.param('bias', nn.initializers.zeros, (channels,))
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,))
         running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,))
+        source = scale, bias
+        if mode.batch_norm == 'domain_specific':
+            scale = self.param('scale_target', nn.initializers.ones, (channels,))
+            bias = self.param('bias_target', nn.initializers.zeros, (channels,))
         if mode.train and not mode.frozen_statistics and self.name not in mode.frozen:
+            if mode.domains is not None:
+                (mean, var), (pooled_mean, pooled_var) = _moments_by_domain(x, mode.domains)
+                shares, decay = jnp.asarray(DOMAIN_POLICIES[mode.batch_norm]), self.momentum
+                running_mean.value = decay * running_mean.value + (1 - decay) * shares @ pooled_mean
+                running_var.value = decay * running_var.value + (1 - decay) * shares @ pooled_var
+                slope = jnp.stack([source[0], scale]) * jax.lax.rsqrt(var + self.epsilon)
+                shift = jnp.stack([source[1], bias]) - mean * slope
+                each = (mode.domains.map(lambda d, a=a: _per_image(a, d, x.grad.ndim)) for a in (slope, shift))
+                return _scale_and_shift(x, *each)
             mean, var = _moments(x.grad)
             pooled_mean, pooled_var, n = mean, var, x.grad.size / channels
             if x.no_grad is not None:
@@ -118,7 +146,7 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         slope = scale * jax.lax.rsqrt(var + self.epsilon)
-        return _scale_and_shift(x, slope, bias - mean * slope)
+        return _scale_and_shift(x, Batch(slope, slope), Batch(bias - mean * slope, bias - mean * slope))
 
 
 class GroupNorm(nn.Module):
@@ -138,14 +166,20 @@ class GroupNorm(nn.Module):
             mean, var = (f(grouped, axis=(1, 2, 4), keepdims=True) for f in (jnp.mean, jnp.var))
             return ((grouped - mean) * jax.lax.rsqrt(var + self.epsilon)).reshape(x.shape)
 
-        return _scale_and_shift(x.map(normalise), scale, bias)
+        return _scale_and_shift(x.map(normalise), Batch(scale, scale), Batch(bias, bias))
 
 
-def _scale_and_shift(x: Batch, slope: jax.Array, shift: jax.Array) -> Batch:
+def _scale_and_shift(x: Batch, slope: Batch, shift: Batch) -> Batch:
     if x.no_grad is None:
-        return Batch(x.grad * slope + shift)
-    constant = x.no_grad * jax.lax.stop_gradient(slope) + jax.lax.stop_gradient(shift)
-    return Batch(x.grad * slope + shift, constant)
+        return Batch(x.grad * slope.grad + shift.grad)
+    constant = x.no_grad * jax.lax.stop_gradient(slope.no_grad) + jax.lax.stop_gradient(shift.no_grad)
+    return Batch(x.grad * slope.grad + shift.grad, constant)
+
+
+def _per_image(values: jax.Array, domains: jax.Array, rank: int) -> jax.Array:
+    """Returns values `[2, C]` of each image's domain, `[N, 1, ..., C]` of that rank."""
+    each = values[domains]
+    return each.reshape(len(each), *[1] * (rank - 2), -1)
 
 
 def drop(x: Batch, mode: Mode, rate: float, layer: int, whole: bool = False) -> Batch:
@@ -195,6 +229,30 @@ def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     mean = x.sum(axes).sum(0) / n
     square = jnp.square(x).sum(axes).sum(0) / n
     return mean, jnp.maximum(square - jnp.square(mean), 0)
+
+
+def _moments_by_domain(x: Batch, domains: Batch) -> tuple:
+    """Returns (mean, biased variance) of the part with gradient and (mean, unbiased variance) of all, `[2, C]` each."""
+
+    def sums(x: jax.Array, domains: jax.Array) -> tuple[jax.Array, ...]:
+        axes = tuple(range(1, x.ndim - 1))
+        members = jax.nn.one_hot(domains, 2, axis=0)
+        count = members.sum(1, keepdims=True) * (x.size / len(x) / x.shape[-1])
+        return count, members @ x.sum(axes), members @ jnp.square(x).sum(axes)
+
+    def moments(count, total, squares):
+        count = jnp.maximum(count, 1)
+        mean = total / count
+        var = jnp.maximum(squares / count - jnp.square(mean), 0)
+        return mean, var, var * count / jnp.maximum(count - 1, 1)
+
+    parts = sums(x.grad, domains.grad)
+    mean, var, unbiased = moments(*parts)
+    if x.no_grad is None:
+        return (mean, var), (mean, unbiased)
+    both = map(jnp.add, parts, sums(x.no_grad, domains.no_grad))
+    pooled_mean, _, pooled_var = moments(*both)
+    return (mean, var), (pooled_mean, pooled_var)
 
 
 def _pool(mean: jax.Array, var: jax.Array, x: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array, float]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import flax.linen as nn
 
-from models.layers import Batch, Mode, classify, drop
+from models.layers import Batch, BatchNorm, Dense, Mode, classify, drop
 
 
 class Network(nn.Module):
@@ -13,18 +13,30 @@ class Network(nn.Module):
     heads: {name of an output beside 'features' and 'logits': widths of the layers on top of the features}.
     dropout: share of the features that the classifier and the heads do not see in training.
     frozen_statistics: batch norm keeps its running statistics, such as pretrained ones, and uses them in training.
+    bottleneck: width of a layer with batch norm and ReLU between backbone and classifier, whose output are the
+        features then; 0 for none.
+    batch_norm: what batch norm makes of the two domains in domain adaptation, see `layers.DOMAIN_POLICIES`.
     """
 
     num_classes: int
     heads: Mapping[str, tuple[int, ...]]
     dropout: float = 0.0
     frozen_statistics: bool = False
+    bottleneck: int = 0
+    batch_norm: str = 'joint'
     drop_path = 0.0
     negative_slope = 0.0
 
     @nn.compact
     def __call__(self, images: Batch, mode: Mode) -> dict[str, Batch]:
-        outputs = {'features': images} if images.grad.ndim == 2 else self.backbone(images, mode)
+        if images.grad.ndim == 2:
+            outputs = {'features': images}
+        else:
+            outputs = self.backbone(images, mode)
+            if self.bottleneck:
+                x = Dense(self.bottleneck, name='bottleneck')(outputs['features'])
+                x = BatchNorm(0.9, 1e-5, name='bottleneck_norm')(x, mode)
+                outputs['features'] = x.map(nn.relu)
         features = drop(outputs['features'], mode, self.dropout, layer=0)
         return classify(features, self.num_classes, self.heads, self.negative_slope) | outputs
 

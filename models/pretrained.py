@@ -102,12 +102,15 @@ def fill(kind: str, variables: dict, weights: Weights) -> dict:
     kind: name of the network's class, the key of NAMES.
     Raises UserError that lists every tensor that is missing, unexpected or of another shape.
     """
-    left = {name: t for name, t in weights.tensors.items() if not name.endswith('num_batches_tracked')}
+    left = {name for name in weights.tensors if not name.endswith('num_batches_tracked')}
     missing, misshapen = [], []
 
     def value(collection: str, layer: str, leaf: str, own: np.ndarray) -> np.ndarray:
-        name = name_in_file(weights.format, kind, collection, layer, leaf)
-        tensor = left.pop(name, None)
+        leaves = {leaf, leaf.removesuffix('_target')} if weights.format == 'own' else {leaf.removesuffix('_target')}
+        names = [name_in_file(weights.format, kind, collection, layer, leaf) for leaf in sorted(leaves, reverse=True)]
+        name = next((name for name in names if name in weights.tensors), names[0])  # both domains begin with the same
+        left.discard(name)
+        tensor = weights.tensors.get(name)
         if tensor is not None and weights.format == 'torch' and tensor.ndim > 1:
             tensor = np.moveaxis(tensor, (0, 1), (-1, -2))  # [out, in, ...] to [..., in, out]
         if tensor is not None and tensor.ndim == 4 and own.ndim == 2 and tensor.shape[:2] == (1, 1):
@@ -116,7 +119,7 @@ def fill(kind: str, variables: dict, weights: Weights) -> dict:
             tensor = tensor.sum(2, keepdims=True)
         if tensor is not None and tensor.shape == own.shape:
             return np.asarray(tensor, np.float32)
-        if is_head(layer):
+        if is_head(layer) or layer.startswith('bottleneck'):
             return np.zeros(own.shape, np.float32) if layer == 'head' else own
         if tensor is None:
             missing.append(name)

@@ -7,37 +7,48 @@ import jax.numpy as jnp
 import numpy as np
 
 from methods.base import DataSpec, Inputs
+from models import mlp
 
 NUM_CLASSES = 3
+FEATURES = 5
 IMAGE_SHAPE = (4, 4, 1)
 LABELS = np.int32([0, 1, 2, 0, 1])  # of the whole labeled pool
 SPEC = DataSpec(NUM_CLASSES, IMAGE_SHAPE, LABELS, num_unlabeled=7, batch_sizes={'labeled': 2, 'unlabeled': 4})
 INDICES = {'labeled': np.int32([3, 1]), 'unlabeled': np.int32([5, 0, 2, 6])}
 VIEWS = [f'{s}.{a}{n}' for s in ('labeled', 'unlabeled') for a in ('weak', 'strong') for n in ('', *range(2, 10))]
+VIEWS += ['labeled.rotated', 'unlabeled.rotated']
 
 
 def images(seed: int = 0) -> dict[str, np.ndarray]:
     """Returns every view that a method can ask for, float32 `[n, H, W, C]` in [-1, 1]."""
     rng = np.random.default_rng(seed)
-    return {
-        view: rng.uniform(-1, 1, (SPEC.batch_sizes[view.split('.')[0]], *IMAGE_SHAPE)).astype(np.float32)
-        for view in VIEWS
-    }
+    sizes = {view: SPEC.batch_sizes[view.split('.')[0]] * (4 if 'rotated' in view else 1) for view in VIEWS}
+    return {view: rng.uniform(-1, 1, (size, *IMAGE_SHAPE)).astype(np.float32) for view, size in sizes.items()}
 
 
 def params(method, seed: int = 1, scale: float = 1.0) -> dict[str, np.ndarray]:
     """Returns {output: float32 `[pixels, width]`} for logits and the heads of a method."""
     rng = np.random.default_rng(seed)
     widths = {'logits': NUM_CLASSES, **{name: widths[-1] for name, widths in method.heads().items()}}
-    return {
+    values = {
         name: scale * rng.standard_normal((int(np.prod(IMAGE_SHAPE)), width)).astype(np.float32)
         for name, width in widths.items()
     }
+    if method.mlps():
+        values['features'] = rng.standard_normal((int(np.prod(IMAGE_SHAPE)), FEATURES)).astype(np.float32)
+    for i, (name, own) in enumerate(method.mlps().items()):
+        layers = own.init(jax.random.key(seed + i), name, FEATURES, NUM_CLASSES)
+        values |= jax.tree.map(np.asarray, layers)
+    return values
 
 
 def network(params, images) -> dict:
     """The network: every output is images, flattened, times a matrix. Works on NumPy and JAX arrays."""
-    return {name: images.reshape(len(images), -1) @ matrix for name, matrix in params.items()}
+    return {
+        name: images.reshape(len(images), -1) @ matrix
+        for name, matrix in params.items()
+        if not isinstance(matrix, dict)  # a layer of one of the method's own networks
+    }
 
 
 def forward(params, images) -> tuple[dict, dict]:
@@ -62,5 +73,6 @@ def inputs(method, *, seed: int = 0, progress: float = 0.5, scale: float = 1.0, 
         params=jax.tree.map(jnp.asarray, student),
         ema_params=jax.tree.map(jnp.asarray, teacher),
         forward=forward,
+        mlp=mlp.apply,
     )
     return dataclasses.replace(values, **changes)

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import methods
+from data.augment import rotate
 from methods.base import IMAGES, JOINT, Inputs, Loss, Method
-from methods.terms import cross_entropy, rotate
+from methods.terms import cross_entropy
 from train import mesh as mesh_lib
 from train import step as step_lib
 from train.checkpoint import Checkpoints

@@ -9,7 +9,9 @@ import numpy as np
 
 from models import Batch
 from train import mesh as mesh_lib
-from train.step import Trainer
+from train import selection, transfer
+from train.step import Trainer, TrainState
+from train.streams import Streams
 
 PIXELS = 512 * 64 * 64  # of a batch; fewer images where they are large
 
@@ -33,6 +35,43 @@ def create(trainer: Trainer, mesh: jax.sharding.Mesh, output: str = 'logits') ->
         return np.concatenate(jax.device_get(logits))[: len(images)]
 
     return predict
+
+
+def evaluator(trainer: Trainer, streams: Streams, mesh: jax.sharding.Mesh) -> Callable:
+    """Returns `evaluate(state) -> ({'<held-out set>_<score>': value}, saved)`, with the averaged parameters.
+
+    Without a labeled stream the classifier has learned nothing: the accuracy is then that of the nearest labeled
+    images among the features (`train.transfer.Transfer`). saved: features and logits of training images of both
+    domains, for `train.selection`; None without a target domain.
+    """
+    averaged = any(getattr(method, 'rotation_averaged', False) for method in trainer.methods.values())
+    protocol = transfer.Transfer(**trainer.settings.transfer)
+    logits_of, features_of = create(trainer, mesh), create(trainer, mesh, 'features')
+    to_save = selection.images(streams) if trainer.settings.data.target else {}
+
+    def evaluate(state: TrainState) -> tuple[dict[str, float], tuple | None]:
+        variables = state.ema_params, state.batch_stats
+        scores = {}
+        if 'labeled' not in trainer.batch_sizes:
+            labeled = streams.indices['labeled']
+            known = features_of(*variables, streams.images[labeled]), streams.labels[labeled]
+        for name, (images, labels) in streams.held_out.items():
+            if 'labeled' not in trainer.batch_sizes:
+                found = {'accuracy': protocol.neighbours(known, (features_of(*variables, images), labels))}
+            else:
+                logits = logits_of(*variables, images)
+                found = score(logits, labels)
+                if averaged:
+                    turned = sum(logits_of(*variables, np.rot90(images, k, axes=(1, 2))) for k in (1, 2, 3))
+                    found['rotation_averaged'] = score(logits + turned, labels)['accuracy']
+            scores |= {f'{name}_{key}': value for key, value in found.items()}
+        if not to_save:
+            return scores, None
+        head = jax.device_get(state.ema_params['head'])
+        features = {part: features_of(*variables, images) for part, images in to_save.items()}
+        return scores, (features, {part: x @ head['kernel'] + head['bias'] for part, x in features.items()})
+
+    return evaluate
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

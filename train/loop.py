@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from errors import UserError
 from models import pretrained
-from train import checkpoint, diagnostics, evaluation, result
+from train import checkpoint, diagnostics, evaluation, result, selection, transfer
 from train import mesh as mesh_lib
 from train import step as step_lib
 from train.checkpoint import Checkpoints
@@ -54,9 +54,16 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
         folder.write_json('labels.json', streams.manifest)
         counts = ', '.join(f'{len(indices)} {stream}' for stream, indices in streams.indices.items())
         test = len(streams.held_out['test'][0])
-        print(f'{" + ".join(settings.methods)} on {settings.data.name}: {counts}, {test} test images -> {workdir}')
+        data = settings.data.name + (f' -> {settings.data.target}' if settings.data.target else '')
+        print(f'{" + ".join(settings.methods)} on {data}: {counts}, {test} test images -> {workdir}')
         state = _train(trainer, streams, folder)
-        folder.write_json('result.json', result.summarise(settings, folder.rows(), trainer, state))
+        found = result.summarise(settings, folder, trainer, streams, state)
+        if settings.transfer.get('labels'):
+            again = functools.partial(prepare, data_dir=data_dir)
+            found['transfer'] = transfer.report(
+                settings, workdir, again, features, functools.partial(run, data_dir=data_dir)
+            )
+        folder.write_json('result.json', found)
         return folder.read_json('result.json')
 
 
@@ -80,7 +87,7 @@ def _train(trainer: step_lib.Trainer, streams: Streams, folder: RunFolder) -> st
     sizes = trainer.batch_sizes
     mesh = mesh_lib.create(*sizes.values())
     if settings.data.cache_features:
-        streams = features(trainer, streams, mesh)
+        streams = features(trainer, streams)
 
     def batch(step: int) -> step_lib.Batch:
         return mesh_lib.put_batch(mesh, streams.batches(sizes, settings.seed, step))
@@ -93,7 +100,7 @@ def _train(trainer: step_lib.Trainer, streams: Streams, folder: RunFolder) -> st
         start = int(state.step)
         folder.rewind(start)
         step_fn = jax.jit(functools.partial(step_lib.step, trainer), static_argnames='head_only', donate_argnums=0)
-        predict = evaluation.create(trainer, mesh)
+        predict, evaluate = evaluation.create(trainer, mesh), evaluation.evaluator(trainer, streams, mesh)
         next_round = jax.jit(functools.partial(step_lib.next_round, trainer), donate_argnums=0)
         with _Log(folder, trainer, start) as log:
             for done in range(start + 1, settings.steps + 1):
@@ -108,9 +115,9 @@ def _train(trainer: step_lib.Trainer, streams: Streams, folder: RunFolder) -> st
                 scores = {}
                 if last or done % settings.eval_steps == 0:
                     log.flush()
-                    for name, (images, labels) in streams.held_out.items():
-                        score = evaluation.score(predict(state.ema_params, state.batch_stats, images), labels)
-                        scores |= {f'{name}_{key}': value for key, value in score.items()}
+                    scores, saved = evaluate(state)
+                    if saved is not None:
+                        selection.save(folder.path / 'features', done, *saved)
                     log.evaluation(done, scores)
                 if last or caught or done % settings.checkpoint_steps == 0:
                     log.flush()
@@ -121,8 +128,9 @@ def _train(trainer: step_lib.Trainer, streams: Streams, folder: RunFolder) -> st
         return state
 
 
-def features(trainer: step_lib.Trainer, streams: Streams, mesh: jax.sharding.Mesh) -> Streams:
+def features(trainer: step_lib.Trainer, streams: Streams) -> Streams:
     """Returns the streams with the features of a frozen backbone instead of the images."""
+    mesh = mesh_lib.create(*trainer.batch_sizes.values())
     with jax.set_mesh(mesh):
         variables = step_lib.initial(trainer, trainer.settings.seed, 0)
         predict = evaluation.create(trainer, mesh, 'features')

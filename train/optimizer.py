@@ -29,10 +29,13 @@ def kernels(params) -> dict:
 def learning_rate(settings: Optimizer, progress: jax.Array) -> jax.Array:
     """Returns the learning rate of the whole network, which `layer_rates` multiplies.
 
-    'cosine' is FixMatch's decay (section 2.3 and table 4): lr * cos(7 pi k / 16 K) with the default.
+    'cosine' is FixMatch's decay (section 2.3 and table 4): lr * cos(7 pi k / 16 K) with the default. 'inverse' is
+    DANN's (Ganin et al. 2016, JMLR, section 5.2.2): lr / (1 + 10 p)^0.75 with the defaults.
     """
     if settings.schedule == 'cosine':
         rate = settings.learning_rate * jnp.cos(jnp.pi * settings.cosine_cycles * progress)
+    elif settings.schedule == 'inverse':
+        rate = settings.learning_rate / (1 + settings.inverse_gamma * progress) ** settings.inverse_power
     else:
         # Compiled, step / steps can come out a rounding below the boundary that it stands for.
         passed = sum(progress * (1 + 3e-7) >= boundary for boundary in settings.boundaries)

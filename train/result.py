@@ -9,23 +9,37 @@ from typing import Any
 
 import jax
 
+from train import selection
+from train.run_folder import RunFolder
 from train.settings import Settings
 from train.step import Trainer, TrainState
+from train.streams import Streams
 
 
-def summarise(settings: Settings, rows: list[dict[str, Any]], trainer: Trainer, state: TrainState) -> dict:
+def summarise(
+    settings: Settings, folder: RunFolder, trainer: Trainer, streams: Streams, state: TrainState
+) -> dict[str, Any]:
     """Returns test accuracy by several selection rules, the protocol it was reached under, and its cost.
 
-    rows: those of metrics.jsonl.
-    last: the last evaluation. median_last_20: FixMatch's rule. selected: at the best validation accuracy, null
+    last: the last evaluation. median_last_20: FixMatch's rule. selected: by the rule that is set, at the best
+    validation accuracy or, in domain adaptation, by one of `train.selection`, which are all under 'selection'; null
     without a validation part. best_on_test: chosen by looking at the test set, as many published tables are; a
-    leak, stored to be compared with and never to be reported as the accuracy.
+    leak, stored to be compared with and never to be reported as the accuracy. rotation_averaged: the last one, with
+    outputs averaged over four rotations of the image.
     """
+    rows = folder.rows()
     evaluations = [row for row in rows if 'test_accuracy' in row]
     test = [row['test_accuracy'] for row in evaluations]
-    selected = None
-    if settings.data.validation:
+    selected, more = None, {}
+    if settings.data.target:
+        labels = streams.held_out['validation'][1] if settings.data.validation else None
+        more['selection'] = selection.choose(folder.path / 'features', evaluations, labels)
+        selected = more['selection'].get(settings.selection, {}).get('test_accuracy')
+    elif settings.data.validation:
         selected = max(evaluations, key=lambda row: row['validation_accuracy'])['test_accuracy']
+    averaged = {
+        key: row[f'test_{key}'] for row in evaluations[-1:] for key in ['rotation_averaged'] if f'test_{key}' in row
+    }
     speeds = [row['images_per_second'] for row in rows if 'images_per_second' in row]
     return {
         'test_accuracy': {
@@ -33,11 +47,17 @@ def summarise(settings: Settings, rows: list[dict[str, Any]], trainer: Trainer, 
             'median_last_20': statistics.median(test[-20:]),
             'selected': selected,
             'best_on_test': max(test),
+            **averaged,
         },
+        'gap': None if selected is None else max(test) - selected,
+        **more,
         'evaluations': len(test),
         'protocol': {
             'methods': settings.methods,
             'data': settings.data.name,
+            'target': settings.data.target,
+            'test_images': settings.data.protocol,
+            'selection': settings.selection,
             'labels': settings.data.labels,
             'label_protocol': settings.data.manifest or settings.data.label_protocol,
             'augmentation': {name: repr(view) for name, view in trainer.augmentations.items()},

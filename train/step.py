@@ -16,6 +16,7 @@ import models
 from data import augment
 from errors import UserError, build, unknown
 from methods.base import IMAGES, JOINT, NO_GRAD, POLICIES, DataSpec, Inputs, Method
+from models import mlp
 from models.pretrained import Weights, is_head
 from train import optimizer
 from train.settings import Settings
@@ -65,15 +66,18 @@ class Trainer:
         weak, strong = settings.data.weak, settings.data.strong
         created = {name: methods.create(name, fields) for name, fields in settings.methods.items()}
         heads: dict[str, tuple[int, ...]] = {}
+        mlps: dict[str, mlp.MLP] = {}
         for name, method in created.items():
             for head, widths in method.heads().items():
                 if heads.setdefault(head, widths) != widths:
                     raise UserError(f'{name} needs a {head} of widths {widths}, another method one of {heads[head]}.')
+            mlps |= {f'{name}_{own}': kind for own, kind in method.mlps().items()}
         trainer = cls(
             settings=settings,
             model=models.create(
                 num_classes=data.num_classes,
                 heads=heads,
+                mlps=mlps,
                 mean=settings.data.mean,
                 std=settings.data.std,
                 weights=weights,
@@ -83,6 +87,7 @@ class Trainer:
             augmentations={
                 'weak': build(augment.Weak, 'setting of data.weak', weak),
                 'strong': build(augment.Strong, 'setting of data.strong', {**weak, **strong}),
+                'rotated': build(augment.Rotated, 'setting of data.rotated', {**weak, **settings.data.rotated}),
             },
             data=data,
         )
@@ -119,6 +124,10 @@ class Trainer:
                 if policy not in POLICIES:
                     raise unknown('batch-norm policy', policy, POLICIES)
                 views[view] = min(policy, views.get(view, policy), key=POLICIES.index)
+        if self.model.has_domains:  # statistics of both domains, whether a loss looks at them or not
+            for stream in ('labeled', 'unlabeled'):
+                if not any(policy == JOINT and view.startswith(stream) for view, policy in views.items()):
+                    views[f'{stream}.weak'] = JOINT
         if NO_GRAD in views.values() and JOINT not in views.values():
             raise UserError("A view with the batch-norm policy 'no_grad' needs one with 'joint' beside it.")
         return views
@@ -224,6 +233,7 @@ def _update(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool =
                 params=params,
                 ema_params=state.ema_params,
                 forward=functools.partial(_forward_alone, trainer, state, batch_stats, frozen, calls),
+                mlp=functools.partial(_mlp, name),
             )
             losses[name] = method.loss(inputs, state.methods[name])
             if losses[name].batch_stats is not None:
@@ -295,7 +305,8 @@ def make_views(trainer: Trainer, state: TrainState, batch: Batch) -> dict[str, j
         draws = [augmentation.draw(key, x.shape) for key, x in zip(keys, images, strict=True)]
         draws = jax.tree.map(lambda *x: _concatenate(x), *draws)
         augmented = on_each_device(augmentation.apply)(draws, _concatenate(images))
-        parts = _split(trainer.model.preprocess(augmented), [len(x) for x in images])
+        copies = len(augmented) // sum(map(len, images))
+        parts = _split(trainer.model.preprocess(augmented), [copies * len(x) for x in images])
         views |= dict(zip(of, parts, strict=True))
     return {view: views[view] for view in trainer.views}
 
@@ -319,8 +330,11 @@ def forward(
         # A key for each image, so that what is dropped does not depend on how images are put together.
         each = {v: jax.random.split(stream_key(state.seed, f'drop.{v}', state.step), len(x)) for v, x in images.items()}
         keys = join(each)
+    domains = None
+    if trainer.model.has_domains:
+        domains = join({v: jnp.full(len(x), v.startswith('unlabeled'), jnp.int32) for v, x in images.items()})
     variables = {'params': params, 'batch_stats': state.batch_stats}
-    outputs, batch_stats = trainer.model.apply(variables, join(images), train=True, frozen=frozen, keys=keys)
+    outputs, batch_stats = trainer.model.apply(variables, join(images), True, frozen, keys, domains)
     by_view: dict[str, dict[str, jax.Array]] = {view: {} for part in parts for view in part}
     for name, output in outputs.items():
         for part, values in zip(parts, output, strict=True):
@@ -348,6 +362,11 @@ def _forward_alone(
     variables = {'params': params, 'batch_stats': running if train else batch_stats}
     outputs, batch_stats = trainer.model.apply(variables, models.Batch(images), train, frozen, keys)
     return {name: output.grad for name, output in outputs.items()}, batch_stats
+
+
+def _mlp(method: str, params: Any, name: str, x: jax.Array) -> jax.Array:
+    """`Inputs.mlp`."""
+    return mlp.apply(params, f'{method}_{name}', x)
 
 
 def on_each_device(f: Callable) -> Callable:

@@ -9,7 +9,7 @@ import numpy as np
 from data import datasets, sampler, splits
 from errors import UserError
 from methods.base import DataSpec
-from train.settings import Settings
+from train.settings import Data, Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +32,8 @@ class Streams:
     def load(cls, settings: Settings, data_dir: str | None) -> 'Streams':
         """Reads the data set and draws the label split. Raises UserError for what the user can mend."""
         data = settings.data
-        train = datasets.load(data.name, data.train_split, data_dir)
-        test = datasets.load(data.name, data.test_split, data_dir)
+        train = _load(data, data.name, data.train_split, data_dir)
         images, labels = train.images, train.labels
-        if len(data.mean) != images.shape[-1]:
-            raise UserError(f'data.mean has {len(data.mean)} values, {data.name} has {images.shape[-1]} channels.')
         if data.manifest:
             split = splits.from_manifest(data.manifest, data.name, labels, images)
             found = len(split.labeled), len(split.validation)
@@ -52,12 +49,20 @@ class Streams:
             chosen = (data.labels, train.num_classes, data.label_protocol, seed, data.validation)
             split = splits.draw(labels, *chosen)
             manifest = splits.to_manifest(split, data.name, labels, images, data.label_protocol, seed)
-        held_out = {'test': (test.images, test.labels)}
+        held_out = {}
         if len(split.validation):
             held_out['validation'] = images[split.validation], labels[split.validation]
-        unlabeled = split.unlabeled
-        if data.unlabeled_split:
-            extra = datasets.load(data.name, data.unlabeled_split, data_dir)
+        unlabeled, extra = split.unlabeled, None
+        if data.target:
+            extra, unlabeled = _load(data, data.target, data.target_split or data.train_split, data_dir), unlabeled[:0]
+            _check_domains(data, train, extra)
+        elif data.unlabeled_split:
+            extra = _load(data, data.name, data.unlabeled_split, data_dir)
+        test = _load(data, data.target or data.name, data.test_split, data_dir)
+        if data.protocol == 'transductive':
+            test = extra
+        held_out['test'] = test.images, test.labels
+        if extra:
             unlabeled = np.concatenate([unlabeled, len(images) + np.arange(len(extra.images))])
             images = np.concatenate([images, extra.images])
             labels = np.concatenate([labels, extra.labels])
@@ -103,3 +108,22 @@ class Streams:
         indices = sampler.batch_indices(seed, stream, step, size, len(of))
         chosen = of[indices]
         return {'images': self.images[chosen], 'labels': self.labels[chosen], 'indices': indices.astype(np.int32)}
+
+
+def _load(data: Data, name: str, split: str, data_dir: str | None) -> datasets.Arrays:
+    """Reads a split, with images of as many channels as the settings have means."""
+    arrays = datasets.load(name, split, data_dir, *[data.image_size] * (data.image_size > 0))
+    channels = arrays.images.shape[-1]
+    if channels == 1 and data.target:  # beside a domain in colour
+        arrays = dataclasses.replace(arrays, images=np.repeat(arrays.images, len(data.mean), axis=-1))
+    elif len(data.mean) != channels:
+        raise UserError(f'data.mean has {len(data.mean)} values, {name} has {channels} channels.')
+    return arrays
+
+
+def _check_domains(data: Data, source: datasets.Arrays, target: datasets.Arrays) -> None:
+    if source.images.shape[1:] != target.images.shape[1:]:
+        sizes = ' and '.join('x'.join(map(str, part.images.shape[1:3])) for part in (source, target))
+        raise UserError(f'Images of {data.name} and {data.target} are {sizes} pixels: set data.image_size to one size.')
+    if source.num_classes != target.num_classes:
+        raise UserError(f'{data.name} has {source.num_classes} classes and {data.target} {target.num_classes}.')

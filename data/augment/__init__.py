@@ -5,11 +5,13 @@ A view is a frozen dataclass with two methods, so that randomness and work are a
     draws = view.draw(key, images.shape)    # everything random, a pure function of the key
     pixels = view.apply(draws, images)      # uint8 [B, H, W, C] -> float32 [B, H, W, C] in [0, 1]
 
+A view may have several images for each (`Rotated`), one after the other: float32 [B * copies, H, W, C].
 Every array in `draws` has leading dimension B and `apply` treats each image by itself, so `apply` may run
 under `jax.shard_map` on a slice of the batch. C is 1 or 3.
 """
 
 from data.augment.randaugment import Strong
+from data.augment.rotated import Rotated, rotate
 from data.augment.weak import Weak
 
-__all__ = ['Strong', 'Weak']
+__all__ = ['Rotated', 'Strong', 'Weak', 'rotate']

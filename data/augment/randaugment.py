@@ -32,7 +32,9 @@ class Strong:
     """
 
     flip: bool = True  # As in Weak.
+    vertical_flip: bool = False  # As in Weak.
     pad: int = 4  # As in Weak.
+    min_area: float = 0.0  # As in Weak.
     protocol: str = 'google'
     translate: int = 10  # google: translation at level 10, in pixels.
     cutout: int = 16  # google: side of the cutout, in pixels.
@@ -48,7 +50,7 @@ class Strong:
     @property
     def weak(self) -> Weak:
         """The weak part, which comes first."""
-        return Weak(flip=self.flip, pad=self.pad)
+        return Weak(self.flip, self.vertical_flip, self.pad, self.min_area)
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> dict:
         """Returns the random choices for images of shape (B, H, W, C). Raises ValueError as Weak.draw does.

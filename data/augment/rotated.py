@@ -1,0 +1,58 @@
+"""The rotated view of rotation prediction: every image turned by multiples of 90 degrees."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from data.augment.weak import Weak
+from errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotated:
+    """The weak view in `copies` rotations, counterclockwise by 0, 90, 180 and 270 degrees in turn.
+
+    With 4 copies (RotNet, Gidaris et al. 2018, arXiv:1803.07728) image i gives the images 4 i to 4 i + 3; with 1,
+    image i is turned by 90 degrees (i % 4) times, and its place in the batch is random. Either way image j of the
+    view is turned j % 4 times.
+    """
+
+    flip: bool = True  # As in Weak.
+    vertical_flip: bool = False  # As in Weak.
+    pad: int = 4  # As in Weak.
+    min_area: float = 0.0  # As in Weak.
+    last: bool = True  # Turn after every other augmentation, so that nothing but the content gives it away.
+    copies: int = 4
+
+    @property
+    def weak(self) -> Weak:
+        """The weak part."""
+        return Weak(self.flip, self.vertical_flip, self.pad, self.min_area)
+
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> dict:
+        """Returns turns, int32 [B, copies], and the draws of Weak, for images of shape (B, S, S, C).
+
+        Each image has one draw where the rotation comes last, and each of its copies has one where it comes first.
+        Raises UserError unless images are square.
+        """
+        batch, height, width, channels = shape
+        if height != width:
+            raise UserError(f'Only square images can be turned by 90 degrees, not {height} x {width} pixels.')
+        drawn = batch if self.last else batch * self.copies
+        weak = self.weak.draw(key, (drawn, height, width, channels))
+        turns = jnp.arange(batch * self.copies, dtype=jnp.int32).reshape(batch, self.copies) % 4
+        return {'turns': turns, 'weak': jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[1:]), weak)}
+
+    def apply(self, draws: dict, images: jax.Array) -> jax.Array:
+        """Returns uint8 images [B, S, S, C] as float32 [B * copies, S, S, C] in [0, 1]."""
+        turns, weak = draws['turns'].reshape(-1), jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), draws['weak'])
+        if self.last:
+            return rotate(jnp.repeat(self.weak.apply(weak, images), self.copies, axis=0), turns)
+        return self.weak.apply(weak, rotate(jnp.repeat(images, self.copies, axis=0), turns))
+
+
+def rotate(images: jax.Array, turns: jax.Array) -> jax.Array:
+    """Square images `[n, S, S, C]`, each turned counterclockwise by 90 degrees `turns` times, int `[n]` in 0..3."""
+    turned = jnp.stack([jnp.rot90(images, k, axes=(1, 2)) for k in range(4)])
+    return turned[turns, jnp.arange(len(images))]

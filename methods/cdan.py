@@ -1,0 +1,63 @@
+"""CDAN (Long et al. 2018, arXiv:1705.10667): the discriminator of DANN also sees what the classifier predicts."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from methods.base import JOINT, DataSpec, Inputs, Loss, Method
+from methods.terms import adversarial_ramp, domain_loss, entropy, predictions, reverse_gradient, targets
+from models.mlp import MLP
+
+
+@dataclasses.dataclass(frozen=True)
+class CDAN(Method):
+    """Equations 2 to 9: the discriminator's input is the outer product of features and class probabilities.
+
+    With `randomized` > 0 it is that many products of random projections instead (equation 6), for where features times
+    classes are more than 4,096. With entropy conditioning (CDAN+E) an example weighs 1 + exp(-H(p)), scaled to a mean
+    of one in each domain. As in the paper's and TLlib's code no gradient goes through the probabilities.
+    """
+
+    weight: float = 1.0
+    gamma: float = 10.0  # how fast lambda rises
+    entropy: bool = True  # entropy conditioning
+    randomized: int = 0  # number of random products; 0 for all products
+    widths: tuple[int, ...] = (1024, 1024)  # hidden layers of the discriminator
+    batch_norm: bool = True  # in the discriminator
+
+    def views(self) -> dict[str, str]:
+        return {'labeled.weak': JOINT, 'unlabeled.weak': JOINT}
+
+    def mlps(self) -> dict[str, MLP]:
+        def inputs(features: int, num_classes: int) -> int:
+            return self.randomized or features * num_classes
+
+        return {'domain': MLP((*self.widths, 1), inputs, self.batch_norm)}
+
+    def init_state(self, data: DataSpec) -> jax.Array:
+        return jax.random.key_data(jax.random.key(0))  # of the random projections
+
+    def loss(self, inputs: Inputs, state: jax.Array) -> Loss:
+        parts = inputs.outputs['labeled.weak'], inputs.outputs['unlabeled.weak']
+        features, p = (jnp.concatenate([part[name] for part in parts]) for name in ('features', 'logits'))
+        p = targets(p)
+        if self.randomized:
+            keys = jax.random.split(jax.random.wrap_key_data(state))
+            f, g = (
+                x @ jax.random.normal(key, (x.shape[-1], self.randomized))
+                for key, x in zip(keys, (features, p), strict=True)
+            )
+            joint = f * g / self.randomized**0.5
+        else:
+            joint = (features[:, :, None] * p[:, None, :]).reshape(len(p), -1)
+        strength = adversarial_ramp(inputs.progress, self.gamma)
+        logits = inputs.mlp(inputs.params, 'domain', reverse_gradient(joint, strength))[:, 0]
+        n = len(inputs.labels)
+        weights = 1.0, 1.0
+        if self.entropy:
+            certainty = 1 + jnp.exp(-entropy(p))
+            weights = certainty[:n] / certainty[:n].mean(), certainty[n:] / certainty[n:].mean()
+        loss, metrics = domain_loss(logits[:n], logits[n:], weights)
+        metrics = {'loss': loss, 'lambda': strength, **metrics}
+        return Loss(self.weight * loss, state, metrics, predictions(parts[1]['logits']))

@@ -1,0 +1,35 @@
+"""Deep CORAL (Sun & Saenko 2016, arXiv:1607.01719): the same covariance in both domains."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from methods.base import JOINT, Inputs, Loss, Method
+from methods.terms import predictions
+
+
+@dataclasses.dataclass(frozen=True)
+class CORAL(Method):
+    """Equation 1: ||C_S - C_T||_F^2 / (4 d^2), of the covariances of an output with d dimensions.
+
+    The paper takes the classifier's output and a weight at which both losses end up about equal.
+    """
+
+    weight: float = 1.0
+    output: str = 'logits'  # or 'features'
+
+    def views(self) -> dict[str, str]:
+        return {'labeled.weak': JOINT, 'unlabeled.weak': JOINT}
+
+    def loss(self, inputs: Inputs, state: tuple) -> Loss:
+        source, target = inputs.outputs['labeled.weak'], inputs.outputs['unlabeled.weak']
+        difference = _covariance(source[self.output]) - _covariance(target[self.output])
+        loss = jnp.square(difference).sum() / (4 * len(difference) ** 2)
+        return Loss(self.weight * loss, state, {'loss': loss}, predictions(target['logits']))
+
+
+def _covariance(x: jax.Array) -> jax.Array:
+    """Of `[n, d]`, without bias: `[d, d]`."""
+    centred = x - x.mean(0)
+    return centred.T @ centred / (len(x) - 1)

@@ -1,0 +1,42 @@
+"""DANN (Ganin et al. 2016, JMLR 17, arXiv:1505.07818): features from which no one can tell the domain."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from methods.base import JOINT, Inputs, Loss, Method
+from methods.terms import adversarial_ramp, domain_loss, predictions, reverse_gradient
+from models.mlp import MLP
+
+
+@dataclasses.dataclass(frozen=True)
+class DANN(Method):
+    """Equation 9: a discriminator learns to tell source from target features; the gradient it sends back is reversed.
+
+    lambda rises with progress and multiplies the reversed gradient alone, as in the paper's experiments, so that the
+    discriminator learns at full speed from the start. The loss is half the sum of both domains' means (TLlib); the
+    paper's is the sum: weight 2. Discriminators: the paper's for MNIST has one hidden layer of 100, for SVHN two of
+    1024, without batch norm; TLlib's two of 1024 with it. Which statistics normalise which domain in the network is
+    `model.batch_norm`, a layer between backbone and classifier `model.bottleneck`.
+    """
+
+    weight: float = 1.0
+    gamma: float = 10.0  # how fast lambda rises; 0 keeps it at 0: the discriminator learns, the features do not
+    widths: tuple[int, ...] = (1024, 1024)  # hidden layers of the discriminator
+    batch_norm: bool = True  # in the discriminator
+
+    def views(self) -> dict[str, str]:
+        return {'labeled.weak': JOINT, 'unlabeled.weak': JOINT}
+
+    def mlps(self) -> dict[str, MLP]:
+        return {'domain': MLP((*self.widths, 1), batch_norm=self.batch_norm)}
+
+    def loss(self, inputs: Inputs, state: tuple) -> Loss:
+        source, target = inputs.outputs['labeled.weak'], inputs.outputs['unlabeled.weak']
+        strength = adversarial_ramp(inputs.progress, self.gamma)
+        features = reverse_gradient(jnp.concatenate([source['features'], target['features']]), strength)
+        logits = inputs.mlp(inputs.params, 'domain', features)[:, 0]
+        n = len(source['features'])
+        loss, metrics = domain_loss(logits[:n], logits[n:])
+        metrics = {'loss': loss, 'lambda': strength, **metrics}
+        return Loss(self.weight * loss, state, metrics, predictions(target['logits']))

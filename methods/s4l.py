@@ -1,0 +1,45 @@
+"""S4L-Rotation (Zhai et al. 2019, arXiv:1905.03670): rotation prediction beside classification, on all images."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from methods.base import JOINT, Inputs, Loss, Method
+from methods.terms import cross_entropy, rotation_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class S4L(Method):
+    """Equations 1 and 3, the labeled term included: H(y, labeled) + weight * (rotation loss of both streams) / 2.
+
+    As in the official code all images, labeled and not, pass the network in one batch in 4 rotations, and the labels
+    hold for every rotation; with `all_copies` False for the upright ones only. The rotation loss is the mean of the two
+    streams' means.
+    """
+
+    weight: float = 1.0
+    all_copies: bool = True  # a label holds for all rotations of its image
+
+    @property
+    def rotation_averaged(self) -> bool:
+        """Evaluation also averages over rotations, where the classifier knows them."""
+        return self.all_copies
+
+    def views(self) -> dict[str, str]:
+        return {'labeled.rotated': JOINT, 'unlabeled.rotated': JOINT}
+
+    def heads(self) -> dict[str, tuple[int, ...]]:
+        return {'rotation': (4,)}
+
+    def loss(self, inputs: Inputs, state: tuple) -> Loss:
+        labeled, unlabeled = (inputs.outputs[view] for view in ('labeled.rotated', 'unlabeled.rotated'))
+        logits = labeled['logits']
+        labels = jnp.repeat(inputs.labels, len(logits) // len(inputs.labels))
+        counts = jnp.ones(len(labels)) if self.all_copies else jnp.arange(len(labels)) % 4 == 0
+        total = jnp.maximum(counts.sum(), 1)  # one copy of an image or two may all be turned
+        labeled_loss = (counts * cross_entropy(labels, logits)).sum() / total
+        accuracy = (counts * (logits.argmax(-1) == labels)).sum() / total
+        losses, accuracies = zip(*(rotation_loss(part['rotation']) for part in (labeled, unlabeled)), strict=True)
+        loss = sum(losses) / 2
+        metrics = {'loss': loss, 'loss_labeled': labeled_loss, 'accuracy': accuracy}
+        return Loss(labeled_loss + self.weight * loss, state, metrics | {'rotation_accuracy': sum(accuracies) / 2})

@@ -1,0 +1,40 @@
+"""SimCLR (Chen et al. 2020, arXiv:2002.05709): two views of an image are more alike than views of two images."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from methods.base import JOINT, Inputs, Loss, Method
+from methods.terms import cross_entropy, spread, unit
+from models.mlp import MLP
+
+
+@dataclasses.dataclass(frozen=True)
+class SimCLR(Method):
+    """Equation 1 (NT-Xent): cross-entropy of finding an image's other view among the 2n - 1 other views of the batch.
+
+    Views here are two strong ones (RandAugment and Cutout); the paper's are crops with colour jitter and blur.
+    """
+
+    weight: float = 1.0
+    temperature: float = 0.5  # tau
+    hidden: int = 2048  # width of the projection's hidden layer, with batch norm
+    width: int = 128  # of the projection
+
+    def views(self) -> dict[str, str]:
+        return {'unlabeled.strong': JOINT, 'unlabeled.strong2': JOINT}
+
+    def mlps(self) -> dict[str, MLP]:
+        return {'projection': MLP((self.hidden, self.width), batch_norm=True)}
+
+    def loss(self, inputs: Inputs, state: tuple) -> Loss:
+        features = jnp.concatenate([inputs.outputs[view]['features'] for view in self.views()])
+        projections = inputs.mlp(inputs.params, 'projection', features)
+        z = unit(projections)
+        n = len(z) // 2
+        similarity = z @ z.T / self.temperature
+        similarity = jnp.where(jnp.eye(2 * n, dtype=bool), -1e9, similarity)
+        other = jnp.roll(jnp.arange(2 * n), n)
+        loss = cross_entropy(other, similarity).mean()
+        accuracy = (similarity.argmax(-1) == other).mean()
+        return Loss(self.weight * loss, state, {'loss': loss, 'accuracy': accuracy, **spread(projections)})

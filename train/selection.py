@@ -1,0 +1,129 @@
+"""Choosing a step of a domain adaptation run without a label of the target domain, from features saved on the way.
+
+Scores of each evaluation; the step with the highest one is chosen:
+
+- validation: accuracy on held-out source images.
+- entropy: minus the mean entropy of predictions for the target (Morerio et al. 2018, arXiv:1711.10288).
+- information: that plus the entropy of their mean, so that all classes are predicted (information maximisation).
+- iwcv: minus the error on held-out source images, each weighted by how much likelier it is in the target domain
+  (Sugiyama et al. 2007, JMLR 8, section 3).
+- dev: the same with a control variate of the weights that reduces its variance (You et al. 2019, ICML, section 4).
+
+Entropy and the like are best for a network that predicts one class for everything, so an evaluation is not eligible
+whose target predictions have collapsed: an effective number of predicted classes (exp of the entropy of their
+histogram) of less than half of all. The scores never see a test image.
+"""
+
+import pathlib
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from train.streams import Streams
+
+EXAMPLES = 1000  # of each domain whose features are saved
+
+
+def images(streams: Streams) -> dict[str, np.ndarray]:
+    """Returns the images to save features of: training images of both domains and, if any, held-out source images."""
+    some = {
+        'source': streams.images[streams.indices['labeled'][:EXAMPLES]],
+        'target': streams.images[streams.indices['unlabeled'][:EXAMPLES]],
+    }
+    if 'validation' in streams.held_out:
+        some['validation'] = streams.held_out['validation'][0]
+    return some
+
+
+def save(folder: pathlib.Path, step: int, features: dict[str, np.ndarray], logits: dict[str, np.ndarray]) -> None:
+    """Writes features and logits of an evaluation, {part: float32 [N, D] and [N, C]}, to folder/<step>.npz."""
+    folder.mkdir(exist_ok=True)
+    arrays = {f'{part}_features': x.astype(np.float16) for part, x in features.items()}
+    arrays |= {f'{part}_logits': x.astype(np.float32) for part, x in logits.items()}
+    temporary = folder / f'.{step}.tmp'
+    with open(temporary, 'wb') as file:
+        np.savez(file, **arrays)
+    temporary.replace(folder / f'{step}.npz')
+
+
+def choose(folder: pathlib.Path, evaluations: list[dict], validation_labels: np.ndarray | None) -> dict[str, dict]:
+    """Returns {rule: {'step', 'score', 'test_accuracy', 'a_distance'}}; the values are None where none is eligible.
+
+    evaluations: rows with 'step' and 'test_accuracy', of which the latter only says what was chosen.
+    validation_labels: of the held-out source images.
+    """
+    scored = []
+    for row in evaluations:
+        with np.load(folder / f'{row["step"]}.npz') as arrays:
+            found = {name: arrays[name].astype(np.float64) for name in arrays}
+        if not collapsed(found['target_logits']):
+            scored.append((row, *scores(found, validation_labels)))
+    chosen = {}
+    for rule in ('validation', 'entropy', 'information', 'iwcv', 'dev'):
+        if validation_labels is None and rule not in ('entropy', 'information'):
+            continue
+        if not scored:
+            chosen[rule] = dict.fromkeys(('step', 'score', 'test_accuracy', 'a_distance'))
+            continue
+        row, values, distance = max(scored, key=lambda item: item[1][rule])
+        chosen[rule] = {
+            'step': row['step'],
+            'score': values[rule],
+            'test_accuracy': row['test_accuracy'],
+            'a_distance': distance,
+        }
+    return chosen
+
+
+def collapsed(target_logits: np.ndarray) -> bool:
+    """Returns whether predictions, of logits `[N, C]`, have an effective number of classes below half of all."""
+    p = np.bincount(target_logits.argmax(-1), minlength=target_logits.shape[-1]) / len(target_logits)
+    return np.exp(_entropy(p)) < len(p) / 2
+
+
+def scores(found: dict[str, np.ndarray], validation_labels: np.ndarray | None) -> tuple[dict[str, float], float]:
+    """Returns {rule: score} of one evaluation and the proxy A-distance of its features (see `density_ratio`)."""
+    p = _softmax(found['target_logits'])
+    conditional = _entropy(p).mean()
+    values = {'entropy': -conditional, 'information': _entropy(p.mean(0)) - conditional}
+    weights, distance = density_ratio(
+        found['source_features'], found['target_features'], found.get('validation_features')
+    )
+    if validation_labels is not None:
+        errors = (found['validation_logits'].argmax(-1) != validation_labels).astype(np.float64)
+        values['validation'] = 1 - errors.mean()
+        weighted = weights * errors
+        values['iwcv'] = -weighted.mean()
+        variance = weights.var(ddof=1)
+        eta = -np.cov(weighted, weights)[0, 1] / variance if variance > 0 else 0.0
+        values['dev'] = -(weighted.mean() + eta * (weights.mean() - 1))
+    return {rule: float(value) for rule, value in values.items()}, distance
+
+
+def density_ratio(source: np.ndarray, target: np.ndarray, of: np.ndarray | None) -> tuple[np.ndarray | None, float]:
+    """Returns how much likelier features `of` `[n, D]` are in the target domain, `[n]`, and the proxy A-distance.
+
+    From a logistic regression that tells source from target features. The distance is 2 (1 - 2 error), of the error on
+    the half of them that another such regression has not seen: 2 where the domains can be told apart, 0 where not.
+    """
+    x = np.concatenate([source, target])
+    y = np.repeat([0, 1], [len(source), len(target)])
+    scaler = StandardScaler().fit(x)
+    x = scaler.transform(x)
+    half = LogisticRegression(max_iter=300).fit(x[::2], y[::2])
+    distance = float(2 * (1 - 2 * (half.predict(x[1::2]) != y[1::2]).mean()))
+    if of is None:
+        return None, distance
+    odds = LogisticRegression(max_iter=300).fit(x, y).predict_proba(scaler.transform(of))
+    return odds[:, 1] / np.maximum(odds[:, 0], 1e-12) * len(source) / len(target), distance
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    e = np.exp(logits - logits.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def _entropy(p: np.ndarray) -> np.ndarray:
+    """Over the last axis, in nats."""
+    return -np.sum(p * np.log(np.maximum(p, 1e-30)), axis=-1)
