@@ -24,7 +24,7 @@ from errors import UserError, first_line, unknown
 EMBEDDED = (Digits.name, DigitsM.name)  # Need no files from anywhere, so they are prepared on first use.
 OWN = (Usps.name, MnistM.name, *folders.NAMES)  # Prepared by code of ours that needs no TensorFlow.
 NAMES = (*EMBEDDED, *OWN, 'cifar10', 'cifar100', 'fashion_mnist', 'kmnist', 'mnist', 'stl10', 'svhn_cropped')
-MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # Of PIL, by the number of channels.
+MODES = {1: 'L', 3: 'RGB'}  # Of PIL, by the number of channels.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _read(builder: tfds.core.DatasetBuilder, split: str, size: int) -> tuple[np.
     source = builder.as_data_source(split, decoders=skip)
     folder, stem = pathlib.Path(builder.data_dir), re.sub(r'\W', '_', split) + f'_{size}' * (size > 0)
     prepared = [(f.name, f.stat()) for f in sorted(folder.glob('*')) if not f.name.startswith('decoded-')]
-    state = repr([split, *[size] * (size > 0), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in prepared)])
+    state = repr([split, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in prepared)])
     cache = folder / f'decoded-{stem}-{hashlib.sha256(state.encode()).hexdigest()[:16]}.npz'
     with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(cache) as arrays:
         return arrays['images'], arrays['labels']

@@ -12,7 +12,7 @@ from errors import UserError
 MAX_LISTED = 20
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)  # As tfds's own: they are keys of dicts.
 class Domain(tfds.core.BuilderConfig):
     """One domain.
 

@@ -71,7 +71,7 @@ class Usps(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, raw):
         from sklearn.datasets import load_svmlight_file  # Slow to import and needed once.
 
-        pixels, labels = load_svmlight_file(io.BytesIO(bz2.decompress(raw)), n_features=256)
+        pixels, labels = load_svmlight_file(io.BytesIO(bz2.decompress(raw)), n_features=256, zero_based=False)
         images = np.rint((pixels.toarray() + 1) * 127.5).astype(np.uint8).reshape(-1, 16, 16, 1)
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield i, {'image': image, 'label': int(label) - 1}
