@@ -100,6 +100,7 @@ def base(data: str, labels: int, model: str = '') -> ConfigDict:
             'selection': 'validation',
             'transfer': {
                 'labels': (),
+                'layer': 'features',
                 'k': 20,
                 'temperature': 0.07,
                 'metric': 'cosine',

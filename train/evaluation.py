@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from errors import unknown
 from models import Batch
 from train import mesh as mesh_lib
 from train import selection, transfer
@@ -18,6 +19,8 @@ PIXELS = 512 * 64 * 64  # of a batch; fewer images where they are large
 
 def create(trainer: Trainer, mesh: jax.sharding.Mesh, output: str = 'logits') -> Callable:
     """Returns `predict(params, batch_stats, images) -> logits`, or another output of the network, compiled once.
+
+    Feature maps `[N, h, w, c]` come averaged over space, `[N, c]`.
 
     images: uint8 `[N, H, W, C]`, any N, not augmented, or cached features, float32 `[N, D]`.
     logits: float32 `[N, num_classes]`, on the host.
@@ -47,6 +50,7 @@ def evaluator(trainer: Trainer, streams: Streams, mesh: jax.sharding.Mesh) -> Ca
     averaged = any(getattr(method, 'rotation_averaged', False) for method in trainer.methods.values())
     protocol = transfer.Transfer(**trainer.settings.transfer)
     logits_of, features_of = create(trainer, mesh), create(trainer, mesh, 'features')
+    layer_of = create(trainer, mesh, protocol.layer)
     to_save = selection.images(streams) if trainer.settings.data.target else {}
 
     def evaluate(state: TrainState) -> tuple[dict[str, float], tuple | None]:
@@ -54,10 +58,10 @@ def evaluator(trainer: Trainer, streams: Streams, mesh: jax.sharding.Mesh) -> Ca
         scores = {}
         if 'labeled' not in trainer.batch_sizes:
             labeled = streams.indices['labeled']
-            known = features_of(*variables, streams.images[labeled]), streams.labels[labeled]
+            known = layer_of(*variables, streams.images[labeled]), streams.labels[labeled]
         for name, (images, labels) in streams.held_out.items():
             if 'labeled' not in trainer.batch_sizes:
-                found = {'accuracy': protocol.neighbours(known, (features_of(*variables, images), labels))}
+                found = {'accuracy': protocol.neighbours(known, (layer_of(*variables, images), labels))}
             else:
                 logits = logits_of(*variables, images)
                 found = score(logits, labels)
@@ -85,4 +89,8 @@ def _outputs(trainer: Trainer, name: str, params, batch_stats, images) -> jax.Ar
     if images.ndim == 4:
         images = trainer.model.preprocess(images.astype(jnp.float32) / 255)
     variables = {'params': params, 'batch_stats': batch_stats}
-    return trainer.model.apply(variables, Batch(images), train=False)[0][name].grad
+    outputs = trainer.model.apply(variables, Batch(images), train=False)[0]
+    if name not in outputs:
+        raise unknown('output of the network', name, outputs)
+    output = outputs[name].grad
+    return output.mean(axis=(1, 2)) if output.ndim == 4 else output

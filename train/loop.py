@@ -128,12 +128,12 @@ def _train(trainer: step_lib.Trainer, streams: Streams, folder: RunFolder) -> st
         return state
 
 
-def features(trainer: step_lib.Trainer, streams: Streams) -> Streams:
-    """Returns the streams with the features of a frozen backbone instead of the images."""
+def features(trainer: step_lib.Trainer, streams: Streams, layer: str = 'features') -> Streams:
+    """Returns the streams with the features of a frozen backbone, or another output of it, instead of the images."""
     mesh = mesh_lib.create(*trainer.batch_sizes.values())
     with jax.set_mesh(mesh):
         variables = step_lib.initial(trainer, trainer.settings.seed, 0)
-        predict = evaluation.create(trainer, mesh, 'features')
+        predict = evaluation.create(trainer, mesh, layer)
         of = functools.partial(predict, variables['params'], variables['batch_stats'])
         return streams.map(of, trainer.batch_sizes)
 

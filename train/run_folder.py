@@ -20,7 +20,8 @@ def default(settings: Settings) -> pathlib.Path:
     text = json.dumps(dataclasses.asdict(settings), sort_keys=True)
     methods = '+'.join(name for name in settings.methods if len(settings.methods) == 1 or name != 'supervised')
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return pathlib.Path('runs') / f'{methods}-{settings.data.name}-{settings.data.labels}-{digest}'
+    data = settings.data.name + (f'-{settings.data.target}' if settings.data.target else '')
+    return pathlib.Path('runs') / f'{methods}-{data.replace("/", "_")}-{settings.data.labels}-{digest}'
 
 
 class RunFolder(contextlib.AbstractContextManager):

@@ -112,7 +112,7 @@ class Streams:
 
 def _load(data: Data, name: str, split: str, data_dir: str | None) -> datasets.Arrays:
     """Reads a split, with images of as many channels as the settings have means."""
-    arrays = datasets.load(name, split, data_dir, *[data.image_size] * (data.image_size > 0))
+    arrays = datasets.load(name, split, data_dir, data.image_size)
     channels = arrays.images.shape[-1]
     if channels == 1 and data.target:  # beside a domain in colour
         arrays = dataclasses.replace(arrays, images=np.repeat(arrays.images, len(data.mean), axis=-1))
@@ -125,5 +125,5 @@ def _check_domains(data: Data, source: datasets.Arrays, target: datasets.Arrays)
     if source.images.shape[1:] != target.images.shape[1:]:
         sizes = ' and '.join('x'.join(map(str, part.images.shape[1:3])) for part in (source, target))
         raise UserError(f'Images of {data.name} and {data.target} are {sizes} pixels: set data.image_size to one size.')
-    if source.num_classes != target.num_classes:
-        raise UserError(f'{data.name} has {source.num_classes} classes and {data.target} {target.num_classes}.')
+    if source.class_names != target.class_names:
+        raise UserError(f'{data.name} and {data.target} have not the same classes, or not by the same names.')

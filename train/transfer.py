@@ -21,6 +21,9 @@ class Transfer:
     """The protocol, the settings `transfer` of a run. Published ones differ (solo-learn: k 20, temperature 0.07)."""
 
     labels: tuple[int, ...] = ()  # numbers of labels to evaluate with (-1: all); none: no evaluation after training
+    layer: str = (
+        'features'  # output whose spatial average is evaluated, such as 'stage2': earlier ones are more general
+    )
     k: int = 20  # neighbours that vote
     temperature: float = 0.07  # a vote weighs exp(-distance / temperature); 0: all weigh the same
     metric: str = 'cosine'  # or 'euclidean'
@@ -71,7 +74,7 @@ def report(settings, workdir: pathlib.Path, prepare: Callable, features: Callabl
         for start in STARTS:
             tuned = finetuning(settings, protocol, labels, str(workdir) if start == 'pretrained' else '')
             trainer, streams = prepare(tuned)
-            streams = features(trainer, streams)
+            streams = features(trainer, streams, protocol.layer)
             chosen = streams.indices['labeled']
             pair = (streams.images[chosen], streams.labels[chosen]), streams.held_out['test']
             result = run(tuned, workdir / 'transfer' / f'{start}-{labels}')
