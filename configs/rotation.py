@@ -42,12 +42,14 @@ def get_config(arg: str = '') -> ConfigDict:
     config.batch_size = 1
     if small:
         config.data.unlabeled_ratio = 32
-        config.eval_steps = config.steps // 5
+        config.eval_steps = config.steps // 5 if arg['data'] == 'digits' else config.steps
     else:
         epoch = 50000 // 128
         config.data.unlabeled_ratio = 128
         config.steps = 200 * epoch
         config.eval_steps = 10 * epoch
         config.optimizer.update(learning_rate=0.1, schedule='steps', boundaries=(0.3, 0.6, 0.8))
+    if not arg['model']:
+        config.transfer.layer = 'stage2'  # the paper's choice, too: the last layers know rotations best
     config.transfer.labels = (50, 200, -1) if arg['data'] == 'digits' else (50, 200, 1000)
     return config.lock()
