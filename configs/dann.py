@@ -125,8 +125,8 @@ def get_config(arg: str = '') -> ConfigDict:
     config.update_from_flattened_dict(SOURCES[kind])
     for name in names:
         config.methods.update(METHODS[name])
-    if 'adamatch' in names:  # has its own labeled term
-        config.methods.pop('supervised', None)
+    if 'adamatch' in names and 'supervised' in config.methods:  # has its own labeled term
+        del config.methods['supervised']
     for name in ('dann', 'cdan'):
         if name in config.methods and kind != 'digits':
             config.methods[name].gamma = config.steps / 1000  # TLlib's, in steps

@@ -42,7 +42,10 @@ def get_config(arg: str = '') -> ConfigDict:
     config.batch_size = 1
     if small:
         config.data.unlabeled_ratio = 32
-        config.eval_steps = config.steps // 5 if arg['data'] == 'digits' else config.steps
+        if arg['data'] == 'digits':
+            config.eval_steps = config.steps // 5
+        else:  # 60,000 labeled images to compare with take their time
+            config.eval_steps = config.transfer.steps = config.steps
     else:
         epoch = 50000 // 128
         config.data.unlabeled_ratio = 128

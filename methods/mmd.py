@@ -30,7 +30,7 @@ class MMD(Method):
     def loss(self, inputs: Inputs, state: tuple) -> Loss:
         source, target = inputs.outputs['labeled.weak'], inputs.outputs['unlabeled.weak']
         distance = _squared_distances(jnp.concatenate([source['features'], target['features']]))
-        mean = jax.lax.stop_gradient(distance.mean())
+        mean = jnp.maximum(jax.lax.stop_gradient(distance.mean()), 1e-12)
         kernel = sum(jnp.exp(-distance / (2 * scale * mean)) for scale in self.scales) / len(self.scales)
         if self.joint:
             p = jax.nn.softmax(jnp.concatenate([source['logits'], target['logits']]))

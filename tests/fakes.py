@@ -34,8 +34,7 @@ def params(method, seed: int = 1, scale: float = 1.0) -> dict[str, np.ndarray]:
         name: scale * rng.standard_normal((int(np.prod(IMAGE_SHAPE)), width)).astype(np.float32)
         for name, width in widths.items()
     }
-    if method.mlps():
-        values['features'] = rng.standard_normal((int(np.prod(IMAGE_SHAPE)), FEATURES)).astype(np.float32)
+    values['features'] = rng.standard_normal((int(np.prod(IMAGE_SHAPE)), FEATURES)).astype(np.float32)
     for i, (name, own) in enumerate(method.mlps().items()):
         layers = own.init(jax.random.key(seed + i), name, FEATURES, NUM_CLASSES)
         values |= jax.tree.map(np.asarray, layers)
