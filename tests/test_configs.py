@@ -7,6 +7,7 @@ import pathlib
 
 import conftest
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
@@ -14,13 +15,14 @@ import tensorflow_datasets as tfds
 
 import methods
 import models
-from configs import common, fixmatch, supervised
-from data.augment import Strong, Weak
+from configs import common, dann, fixmatch, rotation, supervised
+from data.augment import Rotated, Strong, Weak
 from errors import UserError
 from methods.base import DataSpec
 from train import loop
 from train import settings as settings_lib
 from train import step as step_lib
+from train.transfer import Transfer
 
 CONFIGS = {name: importlib.import_module(f'configs.{name}') for name in conftest.CONFIGS}
 
@@ -30,30 +32,50 @@ def test_every_config_file_is_tested_here():
     assert files - {'common', '__init__'} == CONFIGS.keys()
 
 
-# Those that are to be compared with each other: same network, same labels, same steps.
-SEMI_SUPERVISED = [name for name in CONFIGS if name != 'finetune']
+# Those that take a number of labels, and those to be compared with each other: same network, same labels, same steps.
+WITH_LABELS = [name for name in CONFIGS if name not in ('dann', 'rotation')]
+SEMI_SUPERVISED = [name for name in WITH_LABELS if name != 'finetune']
+# {config: arguments}
+OTHERS = {
+    'rotation': [*common.DATA_SETS, *(f'digits,method={name}' for name in rotation.METHODS)],
+    'dann': [
+        *(f'digits,methods={name}' for name in dann.METHODS),
+        'digits,methods=dann+fixmatch',
+        'digits,methods=adamatch+cdan',
+        *('mnist,target=usps', 'usps,target=mnist', 'svhn_cropped,target=mnist', 'mnist,target=mnist_m'),
+        *('office31/amazon,target=office31/dslr', 'office31/dslr,target=office31/webcam,methods=target'),
+        *('office_home/art,target=office_home/product,methods=mcc', 'visda/train,target=visda/validation'),
+        'domainnet/real,target=domainnet/sketch,methods=cdan',
+    ],
+}
 
 
 def names(cls, *but):
     return {f.name for f in dataclasses.fields(cls) if f.init} - set(but)
 
 
-@pytest.mark.parametrize('name', CONFIGS)
-@pytest.mark.parametrize('data', common.DATA_SETS)
-def test_every_setting_is_there_to_be_overridden(name, data):
-    config = CONFIGS[name].get_config(f'{data},labels=100')
+@pytest.mark.parametrize(
+    ('name', 'arg'),
+    [(name, f'{data},labels=100') for name in WITH_LABELS for data in common.DATA_SETS]
+    + [(name, arg) for name, args in OTHERS.items() for arg in args],
+)
+def test_every_setting_is_there_to_be_overridden(name, arg):
+    config = CONFIGS[name].get_config(arg)
     assert config.is_locked
     assert set(config) == names(settings_lib.Settings)
     assert set(config.data) == names(settings_lib.Data)
     assert set(config.optimizer) == names(settings_lib.Optimizer)
     assert set(config.data.weak) == names(Weak)
     assert set(config.data.strong) == names(Strong) - names(Weak)
+    assert set(config.data.rotated) == names(Rotated) - names(Weak)
+    assert set(config.transfer) == names(Transfer)
     module, _ = models.MODELS[config.model.name]
     of_every_network = {'name', 'resolution', 'crop', 'pretrained'}
-    assert set(config.model) == names(module, 'parent', 'num_classes', 'heads') | of_every_network
+    valid = names(module, 'parent', 'num_classes', 'heads') | of_every_network
+    assert set(config.model) <= valid if name == 'dann' else set(config.model) == valid
     for method, fields in config.methods.items():
         assert set(fields) == names(type(methods.create(method, {})))
-    assert settings_lib.from_config(config).data.labels == 100
+    assert settings_lib.from_config(config).data.labels == (100 if name in WITH_LABELS else -1)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +147,7 @@ def test_every_config_differs_from_the_supervised_baseline_in_its_methods_only(n
     assert config == baseline
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', [name for name in CONFIGS if name != 'dann'])
 @pytest.mark.parametrize(('data', 'image', 'classes'), [
     ('cifar10', (32, 32, 3), 10), ('cifar100', (32, 32, 3), 100), ('svhn', (32, 32, 3), 10), ('stl10', (96, 96, 3), 10),
 ])  # fmt: skip
@@ -148,9 +170,29 @@ def test_paper_scale_steps_can_be_traced_as_they_are(name, data, image, classes)
     assert new.params['head']['kernel'].shape[1] == classes
 
 
-@pytest.mark.parametrize('name', SEMI_SUPERVISED)
+@pytest.mark.parametrize('arg', OTHERS['dann'])
+def test_domain_adaptation_can_be_traced_as_it_is(arg):
+    config = dann.get_config(arg)
+    config.model.pretrained = ''
+    settings = settings_lib.from_config(config)
+    side = settings.data.image_size or 8
+    sizes = dict.fromkeys(('labeled', 'unlabeled'), settings.batch_size)
+    trainer = step_lib.Trainer.create(settings, DataSpec(10, (side, side, 3), np.arange(500) % 10, 500, sizes))
+    batch = {
+        stream: {'images': jax.ShapeDtypeStruct((n, side, side, 3), 'uint8')}
+        | dict.fromkeys(('labels', 'indices'), jax.ShapeDtypeStruct((n,), 'int32'))
+        for stream, n in trainer.batch_sizes.items()
+    }
+    state = jax.eval_shape(functools.partial(step_lib.init, trainer), batch)
+    new, _ = jax.eval_shape(functools.partial(step_lib.step, trainer), state, batch)
+    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
+    if settings.model['bottleneck']:
+        assert new.params['head']['kernel'].shape[0] == settings.model['bottleneck']
+
+
+@pytest.mark.parametrize('name', [*SEMI_SUPERVISED, 'rotation'])
 def test_paper_scale_hyper_parameters_are_the_methods_defaults(name):
-    config = CONFIGS[name].get_config('cifar10,labels=40')
+    config = CONFIGS[name].get_config('cifar10')
     for method, fields in config.methods.items():
         assert methods.create(method, fields) == methods.create(method, {})
 
@@ -176,8 +218,31 @@ def test_mistakes_in_the_argument_are_named(arg, message):
 
 
 @pytest.mark.parametrize(
+    ('config', 'arg', 'message'),
+    [
+        (dann, 'digit', "Unknown source domain of this config 'digit'. Did you mean 'digits'"),
+        (dann, 'mnist', 'Name the target domain'),
+        (dann, 'methods=dan', "Unknown method of this config 'dan'. Did you mean 'dann'"),
+        (rotation, 'digits,method=simclear', "Did you mean 'simclr'"),
+        (rotation, 'digits,labels=4', "Unknown config argument 'labels'"),
+    ],
+)
+def test_mistakes_in_the_argument_of_other_configs_are_named(config, arg, message):
+    with pytest.raises(UserError) as error:
+        config.get_config(arg)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
     ('change', 'message'),
     [
+        ({'data.protocol': 'transductiv'}, "Unknown data.protocol 'transductiv'. Did you mean 'transductive'"),
+        ({'data.protocol': 'transductive'}, 'name the data.target'),
+        ({'data.target': 'digits', 'data.unlabeled_split': 'train'}, 'leave data.unlabeled_split empty'),
+        ({'selection': 'dew'}, "Unknown selection 'dew'. Did you mean 'dev'"),
+        ({'selection': 'iwcv'}, 'name a data.target'),
+        ({'selection': 'iwcv', 'data.target': 'digits'}, 'set data.validation'),
+        ({'optimizer.schedule': 'invers'}, "Did you mean 'inverse'"),
         ({'stepz': 1}, "Unknown setting 'stepz'. Did you mean 'steps'"),
         ({'data.lables': 1}, "Unknown setting of data 'lables'. Did you mean 'labels'"),
         ({'optimizer.learning_rat': 1}, "Did you mean 'learning_rate'"),
