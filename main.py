@@ -35,6 +35,12 @@ def main(argv: list[str]) -> None:
         sys.exit(128 + interruption.signal_number)
     if 'transfer' in result:
         print(transfer.table(result['transfer']))
+    for rule, found in result.get('selection', {}).items():
+        chosen = 'no step, as predictions have collapsed'
+        if found['step'] is not None:
+            distance = f'proxy A-distance {found["a_distance"]:.2f}'
+            chosen = f'{100 * found["test_accuracy"]:.2f} % (step {found["step"]}, {distance})'
+        print(f'chosen without target labels by {rule}: {chosen}')
     accuracy = {name: f'{100 * value:.2f} %' for name, value in result['test_accuracy'].items() if value is not None}
     print(f'test accuracy: {accuracy.pop("last")} (' + ', '.join(f'{k} {v}' for k, v in accuracy.items()) + ')')
     print(f'{result["seconds"]:.0f} s on {result["device"]}; everything is in {workdir}/')

@@ -15,11 +15,13 @@ import pathlib
 from errors import UserError
 from train import startup
 
+OTHERS = ('common', 'finetune', 'rotation', 'dann')  # no semi-supervised methods
+
 
 def main() -> None:
     """Makes the runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    configs = sorted(p.stem for p in pathlib.Path('configs').glob('*.py') if p.stem not in ('common', 'finetune'))
+    configs = sorted(p.stem for p in pathlib.Path('configs').glob('*.py') if p.stem not in OTHERS)
     parser.add_argument('--data', required=True, help='data set of the configs')
     parser.add_argument('--labels', required=True, help='numbers of labels, with commas between')
     parser.add_argument('--seeds', type=int, default=1, help='seeds 0 to N - 1 (default: 1)')

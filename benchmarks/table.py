@@ -13,6 +13,7 @@ import pathlib
 import statistics
 
 RULES = {'last': 'last', 'median_last_20': 'median of the last 20'}
+OF_DOMAINS = {'last': 'last', 'selected': 'selected without target labels', 'best_on_test': 'best on test (a leak)'}
 
 
 def read(paths: list[str]) -> list[dict]:
@@ -32,16 +33,19 @@ def tables(results: list[dict]) -> list[str]:
     cells: dict[tuple[str, str], list[dict]] = {}
     for result in results:
         settings = result['settings']
-        column = f'{settings["data"]["name"]}, {settings["data"]["labels"]}'
+        data, target = settings['data'], settings['data'].get('target')
+        labels = f'{data["labels"]:6}' if data['labels'] >= 0 else 'all'
+        column = f'{data["name"]} -> {target}' if target else f'{data["name"]}, {labels}'
         cells.setdefault((_name(settings['methods']) + _network(settings), column), []).append(result)
     for runs in cells.values():
         if len({json.dumps({**run['settings'], 'seed': None}, sort_keys=True) for run in runs}) > 1:
             raise SystemExit(f'Runs of {runs[0]["settings"]["methods"]} differ in more than the seed.')
     rows = list(dict.fromkeys(row for row, _ in cells))
-    columns = sorted({column for _, column in cells}, key=lambda c: (c.split(',')[0], int(c.split(',')[1])))
+    columns = sorted({column for _, column in cells})
     lines = []
-    for rule, title in RULES.items():
-        lines += [f'| {title} | ' + ' | '.join(columns) + ' |', '|---|' + '---|' * len(columns)]
+    for rule, title in (OF_DOMAINS if any('->' in column for column in columns) else RULES).items():
+        heads = [' '.join(column.split()) for column in columns]
+        lines += [f'| {title} | ' + ' | '.join(heads) + ' |', '|---|' + '---|' * len(columns)]
         for row in rows:
             found = [_cell(cells.get((row, column), []), rule) for column in columns]
             lines.append(f'| {row} | ' + ' | '.join(found) + ' |')
@@ -56,6 +60,8 @@ def _name(methods: dict[str, dict]) -> str:
         'fixmatch': {'alignment': False, 'temperature': 0.0, 'weak_batch_norm': 'no_grad'},
         'dash': {'select': 'weak'},
         'self_training': {'view': 'weak', 'restart': True},
+        's4l': {'all_copies': True},
+        'mmd': {'joint': False},
     }
     parts = []
     for name in names:
@@ -68,7 +74,8 @@ def _network(settings: dict) -> str:
     """What a run trains, where that is not all of the data set's own network."""
     model, optimizer = settings['model'], settings['optimizer']
     if model['name'] == 'wide_resnet' and not model.get('pretrained'):
-        return ''
+        usual = model.get('batch_norm', 'joint') == 'joint'
+        return '' if usual else f', batch_norm {model["batch_norm"]}'
     parts = [model['name'], 'pretrained' if model['pretrained'] else 'from scratch']
     for key, usual in (('layer_rates', []), ('layer_decay', 1.0), ('unfreeze_step', 0)):
         if optimizer[key] != usual:
@@ -79,11 +86,30 @@ def _network(settings: dict) -> str:
 
 
 def _cell(runs: list[dict], rule: str) -> str:
-    values = [100 * run['test_accuracy'][rule] for run in runs]
+    return _mean([100 * run['test_accuracy'][rule] for run in runs if run['test_accuracy'][rule] is not None])
+
+
+def _mean(values: list[float]) -> str:
     if not values:
         return ''
     spread = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''
     return f'{statistics.mean(values):.2f}{spread} ({len(values)})'
+
+
+def transfer(results: list[dict]) -> list[str]:
+    """Returns the lines of a table of what features learned without labels are worth (train/transfer.py)."""
+    keys = {'neighbours': 'nearest neighbours', 'linear_probe': 'linear probe', 'finetune': 'fine-tuning'}
+    cells: dict[tuple, list[dict]] = {}
+    for result in results:
+        settings = result['settings']
+        for row in result.get('transfer', []):
+            start = _name(settings['methods']) if row['start'] == 'pretrained' else 'random'
+            cells.setdefault((settings['data']['name'], row['labels'], start), []).append(row)
+    lines = ['| data, labels | start | ' + ' | '.join(keys.values()) + ' |', '|---|---|' + '---|' * len(keys)]
+    for (data, labels, start), rows in cells.items():
+        values = ' | '.join(_mean([100 * row[key] for row in rows]) for key in keys)
+        lines.append(f'| {data}, {labels} | {start} | {values} |')
+    return [*lines, ''] if cells else []
 
 
 def main() -> None:
@@ -95,7 +121,7 @@ def main() -> None:
     results = read(args.files)
     if args.write:
         args.write.write_text(''.join(json.dumps(result) + '\n' for result in results))
-    print('\n'.join(tables(results)))
+    print('\n'.join(transfer(results) or tables(results)))
 
 
 if __name__ == '__main__':

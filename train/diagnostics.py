@@ -1,12 +1,14 @@
 """What the log says of pseudo-labels, and warnings when training goes wrong in one of the ways it usually does."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from absl import logging
 
 _STRETCH = 0.1  # of all steps: how long something has to last before it is worth a warning
 _NEARLY_ALL = 0.9  # share of pseudo-labels
+_CHANCE = 0.3  # accuracy of four rotations that is not much more than a quarter
+_NO_SPREAD = 0.1  # standard deviation of embeddings, which is 1 where they fill the sphere
 
 
 def of_histogram(counts: np.ndarray) -> dict[str, float | None]:
@@ -42,6 +44,10 @@ class Watch:
                 top = row[f'{method}/pseudo_label_top_class']
                 collapsed = value is not None and value >= _NEARLY_ALL
                 self._check(f'{method}/collapse', collapsed, step, _COLLAPSE.format(method=method, top=top))
+            elif name == 'rotation_accuracy':
+                self._check(key, value is not None and value < _CHANCE, step, _ROTATION.format(method=method))
+            elif name == 'embedding_std':
+                self._check(key, value is not None and value < _NO_SPREAD, step, _EMBEDDING.format(method=method))
 
     def _check(self, what: str, wrong: bool, step: int, message: str) -> None:
         if not wrong:
@@ -62,5 +68,23 @@ _ZERO = (
 _COLLAPSE = (
     'nearly all pseudo-labels of {method} were class {top}. Unless the unlabeled images are like that, try a lower '
     'optimizer.learning_rate, more steps or labels, or a method with distribution alignment '
-    '(--config.methods.fixmatch.alignment=True, adamatch).'
+    '(--config.methods.fixmatch.alignment=True, adamatch); in domain adaptation a smaller weight of its loss.'
 )
+_ROTATION = (
+    '{method} guessed the rotation of images no better than by chance. Either they look the same from all sides '
+    '(textures, microscopy, aerial pictures: rotation has nothing to teach there), an augmentation hides it '
+    '(data.weak.vertical_flip), or the learning rate is wrong.'
+)
+_EMBEDDING = (
+    'the embeddings of {method} have nearly no spread: they have collapsed, and its loss says nothing any more. Try a '
+    'lower optimizer.learning_rate or a larger batch (data.unlabeled_ratio).'
+)
+
+
+def check_views(views: Iterable[str], vertical_flip: bool) -> None:
+    """Warns of an augmentation that leaves nothing to learn from rotated views."""
+    if vertical_flip and any('rotated' in view for view in views):
+        logging.warning(
+            'data.weak.vertical_flip turns images over, which with a mirror image is a rotation by 180 degrees: '
+            'rotations cannot be told apart. Set it to False.'
+        )

@@ -56,6 +56,7 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
         test = len(streams.held_out['test'][0])
         data = settings.data.name + (f' -> {settings.data.target}' if settings.data.target else '')
         print(f'{" + ".join(settings.methods)} on {data}: {counts}, {test} test images -> {workdir}')
+        diagnostics.check_views(trainer.views, settings.data.weak.get('vertical_flip', False))
         state = _train(trainer, streams, folder)
         found = result.summarise(settings, folder, trainer, streams, state)
         if settings.transfer.get('labels'):
