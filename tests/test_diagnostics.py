@@ -85,3 +85,26 @@ def test_a_run_logs_the_entropy_of_the_pseudo_labels_it_used(make_settings, data
         if 'loss' in row:
             assert 0 <= row['fixmatch/pseudo_label_entropy'] <= np.log(10) + 1e-6
             assert 0.1 <= row['fixmatch/pseudo_label_top_class_share'] <= 1
+
+
+@pytest.mark.parametrize(
+    ('name', 'wrong', 'right', 'text'),
+    [
+        ('rotation_accuracy', 0.26, 0.6, 'no better than by chance'),
+        ('embedding_std', 0.02, 0.9, 'they have collapsed'),
+    ],
+)
+def test_a_pretext_task_that_teaches_nothing_is_reported(name, wrong, right, text, caplog):
+    (message,) = follow([{f's4l/{name}': right}, *[{f's4l/{name}': wrong}] * 20], caplog)
+    assert text in message
+    assert 's4l' in message
+    caplog.clear()
+    assert not follow([{f's4l/{name}': right}] * 30, caplog)
+
+
+def test_a_flip_that_hides_rotations_is_reported(caplog):
+    diagnostics.check_views(['labeled.weak', 'unlabeled.rotated'], vertical_flip=False)
+    diagnostics.check_views(['labeled.weak', 'unlabeled.strong'], vertical_flip=True)
+    assert not caplog.records
+    diagnostics.check_views(['unlabeled.rotated'], vertical_flip=True)
+    assert 'vertical_flip' in caplog.records[0].getMessage()

@@ -1,0 +1,132 @@
+"""Whole runs of the settings beside semi-supervised learning: self-supervision, S4L, domain adaptation."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data import datasets
+from models import Batch
+from train import checkpoint, loop, transfer
+from train.settings import SELECTIONS
+
+
+@pytest.fixture(scope='module')
+def rotation(make_settings, data_dir, tmp_path_factory):
+    """A finished run of rotation prediction and its folder."""
+    settings = make_settings(
+        'rotation',
+        **{'steps': 4, 'eval_steps': 2, 'transfer.labels': (20, -1), 'transfer.steps': 2, 'transfer.layer': 'stage1'},
+    )
+    workdir = tmp_path_factory.mktemp('rotation') / 'run'
+    return settings, workdir, loop.run(settings, workdir, data_dir)
+
+
+def test_self_supervision_ends_with_what_its_features_are_worth(rotation):
+    _, workdir, result = rotation
+    found = [(row['labels'], row['start']) for row in result['transfer']]
+    assert found == [(n, start) for n in (20, 1297) for start in ('random', 'pretrained')]
+    for row in result['transfer']:
+        assert all(0 <= row[key] <= 1 for key in ('neighbours', 'linear_probe', 'finetune'))
+    started = [
+        json.loads((workdir / 'transfer' / f'{start}-20' / 'config.json').read_text()) for start in transfer.STARTS
+    ]
+    assert [bool(config['weights']) for config in started] == [False, True]
+    assert '1297   pretrained' in transfer.table(result['transfer'])
+
+
+def test_features_of_the_report_are_those_of_the_averaged_network(rotation, data_dir):
+    settings, workdir, result = rotation
+    tuned = transfer.finetuning(settings, transfer.Transfer(**settings.transfer), -1, str(workdir))
+    trainer, streams = loop.prepare(tuned, data_dir)
+    weights = checkpoint.weights(str(workdir)).tensors
+    kernel = trainer.model.weights.tensors['params/stem/kernel']
+    np.testing.assert_array_equal(kernel, weights['params/stem/kernel'])
+    mapped = loop.features(trainer, streams, 'stage1')
+    test = datasets.load('digits', 'test', data_dir)
+    assert mapped.held_out['test'][0].shape == (len(test.images), 16)
+    pair = (mapped.images[mapped.indices['labeled']], mapped.labels[mapped.indices['labeled']]), mapped.held_out['test']
+    last = result['transfer'][-1]
+    assert (
+        transfer.Transfer(**settings.transfer).neighbours(*pair)
+        == last['neighbours']
+        == result['test_accuracy']['last']
+    )
+
+
+def test_an_interrupted_report_goes_on(rotation, data_dir):
+    settings, workdir, result = rotation
+    (workdir / 'result.json').unlink()
+    before = (workdir / 'transfer' / 'random-20' / 'metrics.jsonl').read_text()
+    again = loop.run(settings, workdir, data_dir)
+    assert again['transfer'] == result['transfer']
+    assert (workdir / 'transfer' / 'random-20' / 'metrics.jsonl').read_text() == before
+
+
+def test_s4l_is_evaluated_upright_and_averaged_over_rotations(make_settings, data_dir, tmp_path):
+    settings = make_settings('s4l', steps=3, eval_steps=3)
+    result = loop.run(settings, tmp_path / 'run', data_dir)
+    trainer, _ = loop.prepare(settings, data_dir)
+    tensors = checkpoint.weights(str(tmp_path / 'run')).tensors
+    variables = {'params': {}, 'batch_stats': {}}
+    for name, value in tensors.items():
+        collection, layer, leaf = name.split('/')
+        variables[collection].setdefault(layer, {})[leaf] = value
+    test = datasets.load('digits', 'test', data_dir)
+
+    def logits(images):
+        x = trainer.model.preprocess(images.astype(np.float32) / 255)
+        return np.asarray(trainer.model.apply(variables, Batch(x), train=False)[0]['logits'].grad)
+
+    turned = [logits(np.rot90(test.images, k, axes=(1, 2))) for k in range(4)]
+    expected = [(x.argmax(-1) == test.labels).mean() for x in (turned[0], sum(turned))]
+    found = [result['test_accuracy'][key] for key in ('last', 'rotation_averaged')]
+    np.testing.assert_allclose(found, expected, atol=0.005)  # an image on the edge may fall to either side
+    upright = make_settings('s4l', steps=1, eval_steps=1, **{'methods.s4l.all_copies': False})
+    assert 'rotation_averaged' not in loop.run(upright, tmp_path / 'upright', data_dir)['test_accuracy']
+
+
+@pytest.fixture(scope='module')
+def domains(make_settings, data_dir, tmp_path_factory):
+    """A finished run of domain adaptation and its folder."""
+    overrides = {'steps': 4, 'eval_steps': 2, 'methods.dann.widths': (8,), 'selection': 'iwcv'}
+    settings = make_settings('dann', **overrides)
+    workdir = tmp_path_factory.mktemp('dann') / 'run'
+    return settings, workdir, loop.run(settings, workdir, data_dir)
+
+
+def test_domain_adaptation_is_also_chosen_without_target_labels(domains):
+    _, workdir, result = domains
+    assert set(result['selection']) == set(SELECTIONS)
+    rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    accuracy = {row['step']: row['test_accuracy'] for row in rows if 'test_accuracy' in row}
+    for found in result['selection'].values():
+        assert found['step'] is None or found['test_accuracy'] == accuracy[found['step']]
+    assert result['test_accuracy']['selected'] == result['selection']['iwcv']['test_accuracy']
+    if (selected := result['test_accuracy']['selected']) is not None:
+        assert result['gap'] == max(accuracy.values()) - selected >= 0
+    assert (result['protocol']['target'], result['protocol']['test_images']) == ('digits_m', 'inductive')
+
+
+def test_log_of_domain_adaptation_has_the_discriminator_and_the_target_s_classes(domains):
+    _, workdir, _ = domains
+    rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    names = {'domain_accuracy', 'a_distance', 'lambda', 'pseudo_label_entropy', 'pseudo_label_top_class'}
+    assert {f'dann/{name}' for name in names} <= set().union(*rows)
+
+
+def test_test_labels_of_the_target_choose_nothing(domains, data_dir, tmp_path, monkeypatch):
+    settings, _, result = domains
+    load = datasets.load
+
+    def other(name, split, *args):
+        arrays = load(name, split, *args)
+        if (name, split) == ('digits_m', 'test'):
+            arrays.labels[:] = (arrays.labels + 1) % 10
+        return arrays
+
+    monkeypatch.setattr(datasets, 'load', other)
+    again = loop.run(settings, tmp_path / 'run', data_dir)
+    for rule, found in result['selection'].items():
+        assert (again['selection'][rule]['step'], again['selection'][rule]['score']) == (found['step'], found['score'])
+    assert again['test_accuracy']['last'] != result['test_accuracy']['last']
