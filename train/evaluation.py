@@ -48,7 +48,7 @@ def evaluator(trainer: Trainer, streams: Streams, mesh: jax.sharding.Mesh) -> Ca
     domains, for `train.selection`; None without a target domain.
     """
     averaged = any(getattr(method, 'rotation_averaged', False) for method in trainer.methods.values())
-    protocol = transfer.Transfer(**trainer.settings.transfer)
+    protocol = transfer.protocol(trainer.settings)
     logits_of, features_of = create(trainer, mesh), create(trainer, mesh, 'features')
     layer_of = create(trainer, mesh, protocol.layer)
     to_save = selection.images(streams) if trainer.settings.data.target else {}

@@ -37,6 +37,7 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
 
     Raises UserError for what the user can mend, Interrupted after SIGTERM or Ctrl-C.
     """
+    protocol = transfer.protocol(settings)
     trainer, streams = prepare(settings, data_dir)
     # Traced before anything is written, for settings that do not go together.
     jax.eval_shape(functools.partial(step_lib.init, trainer), streams.batches(trainer.batch_sizes, settings.seed, 0))
@@ -59,7 +60,7 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
         diagnostics.check_views(trainer.views, settings.data.weak.get('vertical_flip', False))
         state = _train(trainer, streams, folder)
         found = result.summarise(settings, folder, trainer, streams, state)
-        if settings.transfer.get('labels'):
+        if protocol.labels:
             again = functools.partial(prepare, data_dir=data_dir)
             found['transfer'] = transfer.report(
                 settings, workdir, again, features, functools.partial(run, data_dir=data_dir)

@@ -10,7 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from errors import UserError, unknown
+from errors import UserError, build, unknown
+from train.settings import Settings
 
 METRICS = ('cosine', 'euclidean')
 STARTS = ('random', 'pretrained')
@@ -21,9 +22,7 @@ class Transfer:
     """The protocol, the settings `transfer` of a run. Published ones differ (solo-learn: k 20, temperature 0.07)."""
 
     labels: tuple[int, ...] = ()  # numbers of labels to evaluate with (-1: all); none: no evaluation after training
-    layer: str = (
-        'features'  # output whose spatial average is evaluated, such as 'stage2': earlier ones are more general
-    )
+    layer: str = 'features'  # output whose average over space is evaluated; earlier ones ('stage2') are more general
     k: int = 20  # neighbours that vote
     temperature: float = 0.07  # a vote weighs exp(-distance / temperature); 0: all weigh the same
     metric: str = 'cosine'  # or 'euclidean'
@@ -62,27 +61,34 @@ def linear_probe(train: tuple, test: tuple) -> float:
     return float(classifier.score(scaler.transform(test[0]), test[1]))
 
 
-def report(settings, workdir: pathlib.Path, prepare: Callable, features: Callable, run: Callable) -> list[dict]:
+def protocol(settings: Settings) -> Transfer:
+    """Returns the protocol of a run. Raises UserError for a key that does not exist."""
+    return build(Transfer, 'setting of transfer', settings.transfer)
+
+
+def report(
+    settings: Settings, workdir: pathlib.Path, prepare: Callable, features: Callable, run: Callable
+) -> list[dict]:
     """Evaluates a finished run. Its fine-tuning runs are in workdir/transfer, and are not made twice.
 
     prepare, features: of train/loop.py; run: `(settings, workdir) -> result`.
     Returns [{'labels', 'start' ('random' or 'pretrained'), 'neighbours', 'linear_probe', 'finetune'}], accuracies.
     """
-    protocol = Transfer(**settings.transfer)
+    chosen = protocol(settings)
     found = []
-    for labels in protocol.labels:
+    for labels in chosen.labels:
         for start in STARTS:
-            tuned = finetuning(settings, protocol, labels, str(workdir) if start == 'pretrained' else '')
+            tuned = finetuning(settings, chosen, labels, str(workdir) if start == 'pretrained' else '')
             trainer, streams = prepare(tuned)
-            streams = features(trainer, streams, protocol.layer)
-            chosen = streams.indices['labeled']
-            pair = (streams.images[chosen], streams.labels[chosen]), streams.held_out['test']
+            streams = features(trainer, streams, chosen.layer)
+            labeled = streams.indices['labeled']
+            pair = (streams.images[labeled], streams.labels[labeled]), streams.held_out['test']
             result = run(tuned, workdir / 'transfer' / f'{start}-{labels}')
             found.append(
                 {
-                    'labels': len(chosen),
+                    'labels': len(labeled),
                     'start': start,
-                    'neighbours': protocol.neighbours(*pair),
+                    'neighbours': chosen.neighbours(*pair),
                     'linear_probe': linear_probe(*pair),
                     'finetune': result['test_accuracy']['last'],
                 }
@@ -90,19 +96,19 @@ def report(settings, workdir: pathlib.Path, prepare: Callable, features: Callabl
     return found
 
 
-def finetuning(settings, protocol: Transfer, labels: int, pretrained: str):
+def finetuning(settings: Settings, chosen: Transfer, labels: int, pretrained: str) -> Settings:
     """Returns the settings of supervised training from the features of a run, or from random weights for ''."""
     return dataclasses.replace(
         settings,
-        steps=protocol.steps,
-        batch_size=protocol.batch_size,
+        steps=chosen.steps,
+        batch_size=chosen.batch_size,
         methods={'supervised': {'weight': 1.0}},
         data=dataclasses.replace(settings.data, labels=labels, unlabeled_ratio=1, unlabeled_split=''),
         model={**settings.model, 'pretrained': pretrained},
-        optimizer=dataclasses.replace(settings.optimizer, learning_rate=protocol.learning_rate),
-        log_steps=min(settings.log_steps, protocol.steps),
-        eval_steps=protocol.steps,
-        checkpoint_steps=protocol.steps,
+        optimizer=dataclasses.replace(settings.optimizer, learning_rate=chosen.learning_rate),
+        log_steps=min(settings.log_steps, chosen.steps),
+        eval_steps=chosen.steps,
+        checkpoint_steps=chosen.steps,
         transfer={},
     )
 
