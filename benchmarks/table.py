@@ -99,15 +99,15 @@ def _mean(values: list[float]) -> str:
 def transfer(results: list[dict]) -> list[str]:
     """Returns the lines of a table of what features learned without labels are worth (train/transfer.py)."""
     keys = {'neighbours': 'nearest neighbours', 'linear_probe': 'linear probe', 'finetune': 'fine-tuning'}
-    cells: dict[tuple, list[dict]] = {}
+    cells: dict[tuple, dict[int, dict]] = {}  # by seed: random weights are the same beside every method
     for result in results:
         settings = result['settings']
         for row in result.get('transfer', []):
             start = _name(settings['methods']) if row['start'] == 'pretrained' else 'random'
-            cells.setdefault((settings['data']['name'], row['labels'], start), []).append(row)
+            cells.setdefault((settings['data']['name'], row['labels'], start), {})[settings['seed']] = row
     lines = ['| data, labels | start | ' + ' | '.join(keys.values()) + ' |', '|---|---|' + '---|' * len(keys)]
-    for (data, labels, start), rows in cells.items():
-        values = ' | '.join(_mean([100 * row[key] for row in rows]) for key in keys)
+    for (data, labels, start), rows in sorted(cells.items(), key=lambda cell: cell[0][:2]):
+        values = ' | '.join(_mean([100 * row[key] for row in rows.values()]) for key in keys)
         lines.append(f'| {data}, {labels} | {start} | {values} |')
     return [*lines, ''] if cells else []
 

@@ -125,7 +125,7 @@ MODEL = {
     'crop': 0.0,
     'frozen_statistics': False,
     'batch_norm': 'joint',
-    'bottleneck': 0,
+    'bottleneck_width': 0,
     'dropout': 0.0,
 }
 

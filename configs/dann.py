@@ -64,7 +64,7 @@ _OFFICE = {
     'batch_size': 32,
     'data.image_size': 256,
     'data.weak.min_area': 0.08,
-    'model.bottleneck': 256,
+    'model.bottleneck_width': 256,
     'model.crop': 1.0,
     'optimizer.learning_rate': 0.01,
     'optimizer.inverse_gamma': 20.0,
@@ -100,7 +100,7 @@ SOURCES = {
     'office31': _OFFICE,
     'office_home': _HOME,
     'visda': _HOME | {'data.weak.min_area': 0.0, 'data.weak.pad': 0},
-    'domainnet': _HOME | {'steps': 75_000, 'optimizer.inverse_gamma': 75.0, 'model.bottleneck': 1024},
+    'domainnet': _HOME | {'steps': 75_000, 'optimizer.inverse_gamma': 75.0, 'model.bottleneck_width': 1024},
 }
 NETWORKS = {'office31': 'resnet50', 'office_home': 'resnet50', 'visda': 'resnet101', 'domainnet': 'resnet101'}
 WITHOUT_TEST = ('office31', 'office_home', 'visda')  # a fifth of their images is kept for testing

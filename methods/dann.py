@@ -17,7 +17,7 @@ class DANN(Method):
     discriminator learns at full speed from the start. The loss is half the sum of both domains' means (TLlib); the
     paper's is the sum: weight 2. Discriminators: the paper's for MNIST has one hidden layer of 100, for SVHN two of
     1024, without batch norm; TLlib's two of 1024 with it. Which statistics normalise which domain in the network is
-    `model.batch_norm`, a layer between backbone and classifier `model.bottleneck`.
+    `model.batch_norm`, a layer between backbone and classifier `model.bottleneck_width`.
     """
 
     weight: float = 1.0

@@ -101,7 +101,7 @@ class Model:
 
     def depths(self, layers: Mapping[str, Any]) -> dict[str, int]:
         """Returns how deep each layer is: 0 for the stem, one more for each block, most for what is on the features."""
-        order = [*self.module.order(), *['bottleneck'] * (self.module.bottleneck > 0), 'head']
+        order = [*self.module.order(), *['bottleneck'] * (self.module.bottleneck_width > 0), 'head']
         return {layer: next(i for i, prefix in enumerate(order) if re.match(prefix, layer)) for layer in layers}
 
 

@@ -13,7 +13,7 @@ class Network(nn.Module):
     heads: {name of an output beside 'features' and 'logits': widths of the layers on top of the features}.
     dropout: share of the features that the classifier and the heads do not see in training.
     frozen_statistics: batch norm keeps its running statistics, such as pretrained ones, and uses them in training.
-    bottleneck: width of a layer with batch norm and ReLU between backbone and classifier, whose output are the
+    bottleneck_width: of a layer with batch norm and ReLU between backbone and classifier, whose output are the
         features then; 0 for none.
     batch_norm: what batch norm makes of the two domains in domain adaptation, see `layers.DOMAIN_POLICIES`.
     """
@@ -22,7 +22,7 @@ class Network(nn.Module):
     heads: Mapping[str, tuple[int, ...]]
     dropout: float = 0.0
     frozen_statistics: bool = False
-    bottleneck: int = 0
+    bottleneck_width: int = 0
     batch_norm: str = 'joint'
     drop_path = 0.0
     negative_slope = 0.0
@@ -33,8 +33,8 @@ class Network(nn.Module):
             outputs = {'features': images}
         else:
             outputs = self.backbone(images, mode)
-            if self.bottleneck:
-                x = Dense(self.bottleneck, name='bottleneck')(outputs['features'])
+            if self.bottleneck_width:
+                x = Dense(self.bottleneck_width, name='bottleneck')(outputs['features'])
                 x = BatchNorm(0.9, 1e-5, name='bottleneck_norm')(x, mode)
                 outputs['features'] = x.map(nn.relu)
         features = drop(outputs['features'], mode, self.dropout, layer=0)

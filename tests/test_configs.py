@@ -186,8 +186,8 @@ def test_domain_adaptation_can_be_traced_as_it_is(arg):
     state = jax.eval_shape(functools.partial(step_lib.init, trainer), batch)
     new, _ = jax.eval_shape(functools.partial(step_lib.step, trainer), state, batch)
     assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
-    if settings.model['bottleneck']:
-        assert new.params['head']['kernel'].shape[0] == settings.model['bottleneck']
+    if settings.model['bottleneck_width']:
+        assert new.params['head']['kernel'].shape[0] == settings.model['bottleneck_width']
 
 
 @pytest.mark.parametrize('name', [*SEMI_SUPERVISED, 'rotation'])

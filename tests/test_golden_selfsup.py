@@ -557,8 +557,9 @@ def test_spread_of_random_embeddings_is_one_in_all_directions(width):
     found = terms.spread(jnp.asarray(z))
     assert found['embedding_std'] == pytest.approx(1, abs=0.02)
     assert found['effective_rank'] == pytest.approx(width, rel=0.03)
-    for name, value in spread(np.float64(z)).items():
-        close(found[name], value)
+    for shifted in (z, z + 1):  # around any centre
+        for name, value in spread(np.float64(shifted)).items():
+            close(terms.spread(jnp.asarray(shifted))[name], value)
     # Lengths do not count.
     scaled = terms.spread(jnp.asarray(z * np.exp(random(4000, 1, seed=1))))
     jax.tree.map(close, scaled, found)

@@ -64,7 +64,7 @@ def test_an_interrupted_report_goes_on(rotation, data_dir):
 
 
 def test_s4l_is_evaluated_upright_and_averaged_over_rotations(make_settings, data_dir, tmp_path):
-    settings = make_settings('s4l', steps=3, eval_steps=3)
+    settings = make_settings('s4l', steps=3, eval_steps=3, **{'methods.s4l.all_copies': True})
     result = loop.run(settings, tmp_path / 'run', data_dir)
     trainer, _ = loop.prepare(settings, data_dir)
     tensors = checkpoint.weights(str(tmp_path / 'run')).tensors
@@ -82,7 +82,7 @@ def test_s4l_is_evaluated_upright_and_averaged_over_rotations(make_settings, dat
     expected = [(x.argmax(-1) == test.labels).mean() for x in (turned[0], sum(turned))]
     found = [result['test_accuracy'][key] for key in ('last', 'rotation_averaged')]
     np.testing.assert_allclose(found, expected, atol=0.005)  # an image on the edge may fall to either side
-    upright = make_settings('s4l', steps=1, eval_steps=1, **{'methods.s4l.all_copies': False})
+    upright = make_settings('s4l', steps=1, eval_steps=1)
     assert 'rotation_averaged' not in loop.run(upright, tmp_path / 'upright', data_dir)['test_accuracy']
 
 

@@ -96,7 +96,7 @@ def scores(found: dict[str, np.ndarray], validation_labels: np.ndarray | None) -
         weighted = weights * errors
         values['iwcv'] = -weighted.mean()
         variance = weights.var(ddof=1)
-        eta = -np.cov(weighted, weights)[0, 1] / variance if variance > 0 else 0.0
+        eta = -np.cov(weighted, weights)[0, 1] / variance if variance > 1e-12 else 0.0
         values['dev'] = -(weighted.mean() + eta * (weights.mean() - 1))
     return {rule: float(value) for rule, value in values.items()}, distance
 
