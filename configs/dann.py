@@ -102,7 +102,23 @@ SOURCES = {
     'visda': _HOME | {'data.weak.min_area': 0.0, 'data.weak.pad': 0},
     'domainnet': _HOME | {'steps': 75_000, 'optimizer.inverse_gamma': 75.0, 'model.bottleneck_width': 1024},
 }
-NETWORKS = {'office31': 'resnet50', 'office_home': 'resnet50', 'visda': 'resnet101', 'domainnet': 'resnet101'}
+NETWORKS = {
+    **{'mnist': 'lenet', 'usps': 'lenet', 'svhn_cropped': 'dtn'},
+    **{'office31': 'resnet50', 'office_home': 'resnet50', 'visda': 'resnet101', 'domainnet': 'resnet101'},
+}
+# What TLlib sets otherwise for a method on the Office sets.
+_MOMENTS = {'steps': 10_000, 'optimizer.learning_rate': 3e-3, 'optimizer.inverse_gamma': 3.0}
+RECIPES = {
+    'source_only': {
+        'steps': 2500,
+        'optimizer.learning_rate': 1e-3,
+        'optimizer.inverse_gamma': 0.75,
+        'optimizer.weight_decay': 5e-4,
+    },
+    'mmd': _MOMENTS | {'optimizer.weight_decay': 5e-4},
+    'jan': _MOMENTS | {'optimizer.weight_decay': 5e-4},
+    'mcc': {'batch_size': 36, 'optimizer.learning_rate': 5e-3, 'model.bottleneck_width': 1024},
+}
 WITHOUT_TEST = ('office31', 'office_home', 'visda')  # a fifth of their images is kept for testing
 
 
@@ -123,6 +139,12 @@ def get_config(arg: str = '') -> ConfigDict:
     config.data.update(name=source, target=target, unlabeled_ratio=1)
     config.optimizer.schedule = 'inverse'
     config.update_from_flattened_dict(SOURCES[kind])
+    if kind in ('office31', 'office_home') and len(names) == 1:
+        config.update_from_flattened_dict(RECIPES.get(names[0], {}))
+    if config.model.name in ('lenet', 'dtn'):
+        config.model.dropout = 0.5
+    if {source, target} == {'mnist', 'usps'}:  # gray images, all of them
+        config.data.update(mean=(0.5,), std=(0.5,))
     for name in names:
         config.methods.update(METHODS[name])
     if 'adamatch' in names and 'supervised' in config.methods:  # has its own labeled term

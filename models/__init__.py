@@ -13,6 +13,7 @@ from errors import UserError, build, unknown
 from models import pretrained
 from models.efficientnet import EfficientNetLite0
 from models.layers import DOMAIN_POLICIES, Batch, Mode
+from models.lenet import DTN, LeNet
 from models.mlp import MLP
 from models.preprocess import Preprocessing
 from models.pretrained import Weights
@@ -35,6 +36,8 @@ MODELS = {
     'bit_r50x1': (BiT, {'blocks': (3, 4, 6, 3)}),
     'bit_r101x1': (BiT, {'blocks': (3, 4, 23, 3)}),
     'efficientnet_lite0': (EfficientNetLite0, {}),
+    'lenet': (LeNet, {}),
+    'dtn': (DTN, {}),
 }
 
 Variables = dict[str, Any]  # {'params': {layer: {leaf: array}}, 'batch_stats': the same}, all float32
@@ -92,7 +95,7 @@ class Model:
     @property
     def drops(self) -> bool:
         """Whether it leaves out units or blocks at random in training."""
-        return self.module.dropout > 0 or self.module.drop_path > 0
+        return self.module.drops
 
     @property
     def has_domains(self) -> bool:

@@ -40,7 +40,7 @@ class EfficientNetLite0(Network):
                 y = conv_norm(y, out, name + 'project_conv', name + 'bn2')
                 if stride == 1 and channels == out:
                     rate = 0.0 if name + 'bn2' in mode.frozen else self.drop_path * number / total
-                    y = add(x, drop(y, mode, rate, layer=number, whole=True))
+                    y = add(x, drop(y, mode, rate, layer=number, whole='image'))
                 x = y
                 number += 1
             outputs[f'stage{stage + 1}'] = x

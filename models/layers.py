@@ -72,6 +72,7 @@ class Conv(nn.Module):
     groups: int = 1
     same: bool = False
     standardize: bool = False
+    bias: bool = False
     kernel_init: Callable = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
     @nn.compact
@@ -82,10 +83,14 @@ class Conv(nn.Module):
             mean, var = kernel.mean((0, 1, 2)), kernel.var((0, 1, 2))
             kernel = (kernel - mean) * jax.lax.rsqrt(var + 1e-10)
         constant = jax.lax.stop_gradient(kernel)
-        return Batch(
+        y = Batch(
             conv(x.grad, kernel, self.stride, self.same),
             None if x.no_grad is None else conv(x.no_grad, constant, self.stride, self.same),
         )
+        if not self.bias:
+            return y
+        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        return Batch(y.grad + bias, None if y.no_grad is None else y.no_grad + jax.lax.stop_gradient(bias))
 
 
 class Dense(nn.Module):
@@ -182,18 +187,19 @@ def _per_image(values: jax.Array, domains: jax.Array, rank: int) -> jax.Array:
     return each.reshape(len(each), *[1] * (rank - 2), -1)
 
 
-def drop(x: Batch, mode: Mode, rate: float, layer: int, whole: bool = False) -> Batch:
+def drop(x: Batch, mode: Mode, rate: float, layer: int, whole: str = '') -> Batch:
     """Sets units of x to zero with probability `rate` in training and divides the others by 1 - rate.
 
     layer: another number for every place where a network drops something.
-    whole: all units of an image or none (stochastic depth, Huang et al. 2016, arXiv:1603.09382) instead of each by
-        itself (dropout).
+    whole: '' drops each unit by itself (dropout), 'channel' whole feature maps, 'image' all units of an image or none
+        (stochastic depth, Huang et al. 2016, arXiv:1603.09382).
     """
     if not mode.train or rate == 0:
         return x
 
     def one(key: jax.Array, x: jax.Array) -> jax.Array:
-        keep = jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, () if whole else x.shape)
+        shape = {'': x.shape, 'channel': x.shape[-1:], 'image': ()}[whole]
+        keep = jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, shape)
         return jnp.where(keep, x / (1 - rate), 0)
 
     return mode.keys.map(jax.vmap(one), x)

@@ -44,6 +44,11 @@ class Network(nn.Module):
         """Returns 'features' `[N, D]` and the feature map `[N, h, w, c]` at the end of every stage, by name."""
         raise NotImplementedError
 
+    @property
+    def drops(self) -> bool:
+        """Whether it leaves out units or blocks at random in training."""
+        return self.dropout > 0 or self.drop_path > 0
+
     def order(self) -> list[str]:
         """Returns a regular expression for each block's layer names, from the images to the features."""
         raise NotImplementedError

@@ -898,14 +898,14 @@ def keys(number: int, seed: int = 0) -> jax.Array:
     return jax.random.split(jax.random.key(seed), number)
 
 
-def dropped(x, rate, layer=1, whole=False, train=True, seed=0):
+def dropped(x, rate, layer=1, whole='', train=True, seed=0):
     mode = layers.Mode(train, keys=Batch(keys(len(x), seed)))
     return np.asarray(layers.drop(Batch(jnp.asarray(x)), mode, rate, layer, whole).grad)
 
 
 def test_nothing_is_dropped_at_rate_zero_or_in_evaluation():
     x = np.float32(np.random.default_rng(0).standard_normal((8, 2, 2, 3)))
-    for whole in (False, True):
+    for whole in ('', 'channel', 'image'):
         np.testing.assert_array_equal(dropped(x, 0.0, whole=whole), x)
         np.testing.assert_array_equal(dropped(x, 0.5, whole=whole, train=False), x)
     # Without keys, which evaluation has not.
@@ -913,7 +913,7 @@ def test_nothing_is_dropped_at_rate_zero_or_in_evaluation():
     np.testing.assert_array_equal(layers.drop(Batch(x), layers.Mode(train=True), 0.0, 0).grad, x)
 
 
-@pytest.mark.parametrize('whole', [False, True])
+@pytest.mark.parametrize('whole', ['', 'image'])
 def test_what_is_kept_is_scaled_so_that_the_mean_stays(whole):
     x = np.ones((4000, 3), np.float32)
     out = dropped(x, 0.3, whole=whole)
@@ -929,6 +929,13 @@ def test_what_is_kept_is_scaled_so_that_the_mean_stays(whole):
     for other in ({'seed': 1}, {'layer': 2}):  # independent draws
         again = dropped(x, 0.3, whole=whole, **other) != 0
         assert abs((again & kept).mean() - 0.49) < 0.03
+
+
+def test_whole_channels_of_an_image_are_dropped():
+    kept = dropped(np.ones((500, 2, 3, 4), np.float32), 0.3, whole='channel') != 0
+    assert np.array_equal(kept, np.broadcast_to(kept[:, :1, :1], kept.shape))
+    assert abs(kept[:, 0, 0].mean() - 0.7) < 0.06
+    assert 0.1 < np.all(kept[:, 0, 0], axis=1).mean() < 0.4  # 0.7^4: each by itself
 
 
 def test_what_is_dropped_of_an_image_depends_on_its_key_only():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.signal
 from jax.test_util import check_grads
 from scipy import signal
 
@@ -207,3 +208,47 @@ def test_every_network_takes_gray_and_color_and_names_what_it_computes(name, cha
     assert {layer for layer, depth in depths.items() if depth == max(depths.values())} == {
         layer for layer in variables['params'] if layer.startswith('head')
     }
+
+
+def test_lenet_equals_scipy():
+    model = models.create('lenet', 10)
+    variables = model.init(jax.random.key(0), (28, 28, 1))
+    rng = np.random.default_rng(0)
+    params = {
+        layer: {leaf: rng.normal(scale=0.1, size=x.shape) for leaf, x in leaves.items()}
+        for layer, leaves in variables['params'].items()
+    }
+    assert params['dense']['kernel'].shape == (4 * 4 * 50, 500)
+    images = random(2, 28, 28, 1)
+    x = np.float64(images)
+    for layer in ('conv1', 'conv2'):
+        kernel, bias = params[layer]['kernel'], params[layer]['bias']
+        x = np.stack(
+            [
+                sum(scipy.signal.correlate(x[n, :, :, c], kernel[:, :, c, f], mode='valid') for c in range(x.shape[-1]))
+                for n in range(2)
+                for f in range(kernel.shape[-1])
+            ]
+        )
+        x = np.moveaxis(x.reshape(2, -1, *x.shape[1:]), 1, -1) + bias
+        x = np.maximum(x.reshape(2, x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).max((2, 4)), 0)
+    x = np.maximum(x.reshape(2, -1) @ params['dense']['kernel'] + params['dense']['bias'], 0)
+    params32 = jax.tree.map(np.float32, params)
+    outputs, _ = model.apply({'params': params32, 'batch_stats': {}}, Batch(images), train=False)
+    np.testing.assert_allclose(outputs['features'].grad, x, rtol=1e-4, atol=1e-4)
+
+
+def test_networks_for_digits_drop_channels_in_training_by_each_image_s_key():
+    for name, size in (('lenet', 28), ('dtn', 32)):
+        model = models.create(name, 10)
+        assert model.drops
+        variables = model.init(jax.random.key(0), (size, size, 1))
+        images = Batch(random(4, size, size, 1))
+        keys = jax.random.split(jax.random.key(1), 4)
+        maps, _ = model.apply(variables, images, train=True, keys=Batch(keys))
+        again, _ = model.apply(variables, images, train=True, keys=Batch(keys))
+        other, _ = model.apply(variables, images, train=True, keys=Batch(jax.random.split(jax.random.key(2), 4)))
+        np.testing.assert_array_equal(maps['features'].grad, again['features'].grad)
+        assert np.any(maps['features'].grad != other['features'].grad)
+        empty = np.all(maps['stage2'].grad == 0, axis=(1, 2))
+        assert 0.1 < empty.mean() < 0.8
