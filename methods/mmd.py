@@ -16,7 +16,7 @@ class MMD(Method):
 
     mean k(s, s') + mean k(t, t') - 2 mean k(s, t) over pairs of different examples (DAN: equation 1 with the kernels
     of section 4.1). k is a mean of Gaussians whose variances are `scales` times the mean squared distance of the batch,
-    as in both known codebases. With `joint` k is the product of such a kernel of the features and a Gaussian of the
+    as in TLlib. With `joint` k is the product of such a kernel of the features and a Gaussian of the
     predicted probabilities (JAN: equation 9), of standard deviation 0.92 as in TLlib.
     """
 

@@ -36,7 +36,7 @@ class S4L(Method):
         logits = labeled['logits']
         labels = jnp.repeat(inputs.labels, len(logits) // len(inputs.labels))
         counts = jnp.ones(len(labels)) if self.all_copies else jnp.arange(len(labels)) % 4 == 0
-        total = jnp.maximum(counts.sum(), 1)  # one copy of an image or two may all be turned
+        total = counts.sum()  # the first image is upright
         labeled_loss = (counts * cross_entropy(labels, logits)).sum() / total
         accuracy = (counts * (logits.argmax(-1) == labels)).sum() / total
         losses, accuracies = zip(*(rotation_loss(part['rotation']) for part in (labeled, unlabeled)), strict=True)

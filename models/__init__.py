@@ -137,6 +137,8 @@ def create(
         raise UserError('model.dropout and model.drop_path are probabilities, from 0 to less than 1.')
     if module.batch_norm not in DOMAIN_POLICIES:
         raise unknown('model.batch_norm', module.batch_norm, DOMAIN_POLICIES)
+    if module.frozen_statistics and module.batch_norm != 'joint':
+        raise UserError(f'model.frozen_statistics leaves nothing to model.batch_norm={module.batch_norm}: drop one.')
     preprocess = Preprocessing(mean, std)
     if weights is not None:
         preprocess = pretrained.PREPROCESSING.get(kind.__name__, preprocess)

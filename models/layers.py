@@ -54,7 +54,9 @@ DOMAIN_POLICIES = {
     'joint': None,  # one batch: statistics of all images together (TLlib)
     'separate': (0.5, 0.5),  # each domain by its own statistics; evaluation by their average (Dassl, DeepDA)
     'adabn': (0.0, 1.0),  # each by its own, evaluation by the target's (Li et al. 2016, arXiv:1603.04779)
-    'domain_specific': (0.0, 1.0),  # with scale and bias of their own, too (Chang et al. 2019, arXiv:1906.03950)
+    # With scale and bias of their own, too (Chang et al. 2019, arXiv:1906.03950). Images that a method passes by itself
+    # (`Inputs.forward`), and those in frozen layers, take the target's.
+    'domain_specific': (0.0, 1.0),
 }
 
 

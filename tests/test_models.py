@@ -183,6 +183,10 @@ def test_unknown_names_say_what_is_valid():
         models.create('wide_resnt', 10)
     with pytest.raises(UserError, match=r"Unknown setting of model wide_resnet 'widht'.*'width'"):
         models.create('wide_resnet', 10, widht=2)
+    with pytest.raises(UserError, match=r"Unknown model.batch_norm 'adabm'. Did you mean 'adabn'"):
+        models.create('wide_resnet', 10, batch_norm='adabm')
+    with pytest.raises(UserError, match='leaves nothing to'):
+        models.create('wide_resnet', 10, batch_norm='adabn', frozen_statistics=True)
 
 
 @pytest.mark.parametrize('name', models.MODELS)

@@ -359,3 +359,12 @@ def test_the_table_has_a_line_for_each_number_of_labels_and_start():
     # Columns end where their names do.
     for name, text in (('neighbours', '50.00'), ('linear probe', '61.23'), ('fine-tuning', '100.00')):
         assert head.index(name) + len(name) == lines[0].index(text) + len(text)
+
+
+def test_features_beyond_half_precision_can_be_saved_and_chosen_from(tmp_path):
+    rng = np.random.default_rng(0)
+    features = {part: 1e6 * rng.standard_normal((40, 3)) for part in ('source', 'target', 'validation')}
+    logits = {part: np.eye(4)[np.arange(40) % 4] for part in features}
+    selection.save(tmp_path / 'features', 5, features, logits)
+    chosen = selection.choose(tmp_path / 'features', [{'step': 5, 'test_accuracy': 0.5}], np.arange(40) % 4)
+    assert {found['step'] for found in chosen.values()} == {5}

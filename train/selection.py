@@ -39,7 +39,7 @@ def images(streams: Streams) -> dict[str, np.ndarray]:
 def save(folder: pathlib.Path, step: int, features: dict[str, np.ndarray], logits: dict[str, np.ndarray]) -> None:
     """Writes features and logits of an evaluation, {part: float32 [N, D] and [N, C]}, to folder/<step>.npz."""
     folder.mkdir(exist_ok=True)
-    arrays = {f'{part}_features': x.astype(np.float16) for part, x in features.items()}
+    arrays = {f'{part}_features': np.clip(x, -6e4, 6e4).astype(np.float16) for part, x in features.items()}
     arrays |= {f'{part}_logits': x.astype(np.float32) for part, x in logits.items()}
     temporary = folder / f'.{step}.tmp'
     with open(temporary, 'wb') as file:

@@ -14,8 +14,8 @@ class Weak:
     """Flip and reflect-padded crop, the weak augmentation of FixMatch (arXiv:2001.07685, 2.3).
 
     With a min_area it is the random crop of ImageNet training instead (Szegedy et al. 2015, arXiv:1409.4842,
-    section 6): a part of the image with min_area to 1 of its area and 3/4 to 4/3 of its proportions, brought to the
-    size of the image. Sides longer than the image's are cut to that, where torchvision would draw again.
+    section 6): a part of the image with min_area to 1 of its area and sides in a proportion of 3/4 to 4/3, brought to
+    the size of the image. Sides longer than the image's are cut to that, where torchvision would draw again.
     """
 
     flip: bool = True  # mirror left and right with probability 1/2
