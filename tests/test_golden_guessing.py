@@ -236,6 +236,9 @@ def check_gradient(method, inputs, expected, state=()):
     student, constant = double(inputs.params), double(inputs.params)
     actual = gradient(method, inputs, state)
     for name, matrix in student.items():
+        if name == 'features':  # which these methods do not look at
+            assert not np.any(actual[name])
+            continue
         slopes = np.zeros_like(matrix)
         for i in np.ndindex(matrix.shape):
             value = matrix[i]
