@@ -75,3 +75,17 @@ def inputs(method, *, seed: int = 0, progress: float = 0.5, scale: float = 1.0, 
         mlp=mlp.apply,
     )
     return dataclasses.replace(values, **changes)
+
+
+def numeric(f, tree):
+    """The gradient of f(tree) by central differences, for a tree of float64 arrays that it changes on the way."""
+    found = jax.tree.map(np.zeros_like, tree)
+    for x, slopes in zip(jax.tree.leaves(tree), jax.tree.leaves(found), strict=True):
+        for i in np.ndindex(x.shape):
+            value = x[i]
+            x[i] = value + 1e-5
+            above = f(tree)
+            x[i] = value - 1e-5
+            slopes[i] = (above - f(tree)) / 2e-5
+            x[i] = value
+    return found

@@ -74,20 +74,6 @@ def outputs(params, images):
     return [{k: fakes.network(params, np.float64(images[view]))[k] for k in ('features', 'logits')} for view in DOMAINS]
 
 
-def numeric(f, tree):
-    """The gradient of f(tree) by central differences, for a tree of float64 arrays that it changes on the way."""
-    found = jax.tree.map(np.zeros_like, tree)
-    for x, slopes in zip(jax.tree.leaves(tree), jax.tree.leaves(found), strict=True):
-        for i in np.ndindex(x.shape):
-            value = x[i]
-            x[i] = value + 1e-5
-            above = f(tree)
-            x[i] = value - 1e-5
-            slopes[i] = (above - f(tree)) / 2e-5
-            x[i] = value
-    return found
-
-
 def gradient(method, inputs, state=()):
     """The gradient of a method's loss in the network and the method's own networks."""
 
@@ -166,7 +152,7 @@ def test_reversal_inside_a_function_reverses_what_passes_it_and_nothing_else():
         return (hidden**2).sum() + (np.sin(reverse(hidden) @ params[1]) * np.cos(reverse(hidden[:, 0]))).sum()
 
     def part(f):
-        return numeric(f, double([first, second]))
+        return fakes.numeric(f, double([first, second]))
 
     around = part(lambda p: ((x @ p[0]) ** 2).sum())
     through = part(lambda p: loss(p, np, lambda h: h) - ((x @ p[0]) ** 2).sum())
@@ -323,7 +309,7 @@ def test_the_discriminator_goes_down_and_the_features_up_the_loss(name, fields):
     method = adversary(name, fields)
     inputs = fakes.inputs(method, progress=0.3)
     constant = double(inputs.params)
-    slopes = numeric(lambda p: adversarial(method, p, inputs.images, constant)[0], double(inputs.params))
+    slopes = fakes.numeric(lambda p: adversarial(method, p, inputs.images, constant)[0], double(inputs.params))
     actual = gradient(method, inputs, initial_state(method))
     strength = ramp(0.3, 4.0)
     assert np.abs(slopes['features']).max() > 1e-3
@@ -440,7 +426,7 @@ def test_mcc_gives_its_weights_no_gradient():
     inputs = fakes.inputs(method, scale=3.0)
     images = np.float64(inputs.images['unlabeled.weak'])
     fixed = fakes.network(double(inputs.params), images)['logits']
-    slopes = numeric(
+    slopes = fakes.numeric(
         lambda p: 0.4 * mcc(fakes.network(p, images)['logits'], 2.5, fixed), double({'logits': inputs.params['logits']})
     )
     assert np.abs(slopes['logits']).max() > 1e-3
@@ -509,7 +495,7 @@ def test_mmd_gives_its_bandwidth_no_gradient(joint):
     method = methods.create('mmd', {'joint': joint})
     inputs = fakes.inputs(method, scale=0.3)
     fixed = outputs(double(inputs.params), inputs.images)
-    slopes = numeric(lambda p: mmd(outputs(p, inputs.images), SCALES, joint, fixed), double(inputs.params))
+    slopes = fakes.numeric(lambda p: mmd(outputs(p, inputs.images), SCALES, joint, fixed), double(inputs.params))
     assert np.abs(slopes['features']).max() > 1e-3
     assert np.any(slopes['logits']) == joint
     assert_gradients(gradient(method, inputs), slopes)
@@ -560,7 +546,7 @@ def test_coral_is_the_distance_of_covariances(output, seed):
 def test_coral_trains_both_domains(output):
     method = methods.create('coral', {'output': output})
     inputs = fakes.inputs(method, scale=0.3)
-    slopes = numeric(lambda p: coral(outputs(p, inputs.images), output), double(inputs.params))
+    slopes = fakes.numeric(lambda p: coral(outputs(p, inputs.images), output), double(inputs.params))
     assert np.abs(slopes[output]).max() > 1e-3
     assert_gradients(gradient(method, inputs), slopes)
 

@@ -50,20 +50,6 @@ def two_layers(params, name, x):
     return np.where(hidden > 0, hidden, 0) @ params[f'head_{name}2']['kernel'] + params[f'head_{name}2']['bias']
 
 
-def numeric(f, tree):
-    """The gradient of f(tree) by central differences, for a tree of float64 arrays that it changes on the way."""
-    found = jax.tree.map(np.zeros_like, tree)
-    for x, slopes in zip(jax.tree.leaves(tree), jax.tree.leaves(found), strict=True):
-        for i in np.ndindex(x.shape):
-            value = x[i]
-            x[i] = value + 1e-5
-            above = f(tree)
-            x[i] = value - 1e-5
-            slopes[i] = (above - f(tree)) / 2e-5
-            x[i] = value
-    return found
-
-
 def gradient(method, inputs, which='params'):
     """The gradient of a method's loss in the parameters of the student or of the teacher."""
 
@@ -177,7 +163,7 @@ def test_s4l_gradient(all_copies):
         labeled, turned, _ = s4l(params, inputs.images, np.array(inputs.labels), all_copies, 4)
         return labeled + 0.6 * turned
 
-    assert_gradients(gradient(method, inputs), numeric(loss, double(inputs.params)))
+    assert_gradients(gradient(method, inputs), fakes.numeric(loss, double(inputs.params)))
 
 
 # Views
@@ -466,7 +452,7 @@ def test_gradients_stop_where_the_paper_says(name):
     method = make(name)
     inputs = fakes.inputs(method)
     student, constant, teacher = (double(p) for p in (inputs.params, inputs.params, inputs.ema_params))
-    slopes = numeric(lambda p: 1.3 * EQUATIONS[name](p, constant, teacher, inputs.images)[0], student)
+    slopes = fakes.numeric(lambda p: 1.3 * EQUATIONS[name](p, constant, teacher, inputs.images)[0], student)
     assert np.abs(slopes['features']).max() > 1e-3
     assert_gradients(gradient(method, inputs), slopes)
     assert all(not np.any(g) for g in jax.tree.leaves(gradient(method, inputs, 'ema_params')))
@@ -478,8 +464,8 @@ def test_without_its_stopped_gradients_the_student_would_learn_something_else(na
     method = make(name)
     inputs = fakes.inputs(method)
     constant, teacher = double(inputs.params), double(inputs.ema_params)
-    stopped = numeric(lambda p: EQUATIONS[name](p, constant, teacher, inputs.images)[0], double(inputs.params))
-    moving = numeric(lambda p: EQUATIONS[name](p, p, teacher, inputs.images)[0], double(inputs.params))
+    stopped = fakes.numeric(lambda p: EQUATIONS[name](p, constant, teacher, inputs.images)[0], double(inputs.params))
+    moving = fakes.numeric(lambda p: EQUATIONS[name](p, p, teacher, inputs.images)[0], double(inputs.params))
     difference = np.abs(stopped['features'] - moving['features']).max()
     assert (difference > 1e-3) == (name == 'simsiam')
 
