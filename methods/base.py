@@ -102,6 +102,8 @@ class Method:
     # Training in several rounds: each has its own learning-rate schedule and begins with `relabel`.
     rounds: int = 1
     restart: bool = False  # a round begins with new parameters
+    # Report the test accuracy of outputs averaged over four rotations of the image, too.
+    rotation_averaged: bool = False
 
     def views(self) -> dict[str, str]:
         """Returns {'<stream>.<augmentation>': batch-norm policy}.

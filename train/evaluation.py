@@ -17,62 +17,62 @@ from train.streams import Streams
 PIXELS = 512 * 64 * 64  # of a batch; fewer images where they are large
 
 
-def create(trainer: Trainer, mesh: jax.sharding.Mesh, output: str = 'logits') -> Callable:
-    """Returns `predict(params, batch_stats, images) -> logits`, or another output of the network, compiled once.
+def create(trainer: Trainer, mesh: jax.sharding.Mesh) -> Callable:
+    """Returns `predict(params, batch_stats, images, output='logits') -> logits`, or another output of the network.
 
-    Feature maps `[N, h, w, c]` come averaged over space, `[N, c]`.
+    Compiled once for each output. Feature maps `[N, h, w, c]` come averaged over space, `[N, c]`.
 
     images: uint8 `[N, H, W, C]`, any N, not augmented, or cached features, float32 `[N, D]`.
     logits: float32 `[N, num_classes]`, on the host.
     """
-    compiled = jax.jit(functools.partial(_outputs, trainer, output))
+    compiled = jax.jit(functools.partial(_outputs, trainer), static_argnames='output')
     side = trainer.model.preprocess.resolution or max(trainer.data.image_shape[:2])
     batch_size = min(512, max(8, PIXELS // side**2)) // mesh.size * mesh.size
 
-    def predict(params, batch_stats, images: np.ndarray) -> np.ndarray:
-        logits = []
+    def predict(params, batch_stats, images: np.ndarray, output: str = 'logits') -> np.ndarray:
+        outputs = []
         for start in range(0, len(images), batch_size):
             part = images[start : start + batch_size]
             part = np.pad(part, [(0, batch_size - len(part))] + [(0, 0)] * (part.ndim - 1))
-            logits.append(compiled(params, batch_stats, mesh_lib.put_batch(mesh, part)))
-        return np.concatenate(jax.device_get(logits))[: len(images)]
+            outputs.append(compiled(params, batch_stats, mesh_lib.put_batch(mesh, part), output=output))
+        return np.concatenate(jax.device_get(outputs))[: len(images)]
 
     return predict
 
 
-def evaluator(trainer: Trainer, streams: Streams, mesh: jax.sharding.Mesh) -> Callable:
+def evaluator(trainer: Trainer, streams: Streams, predict: Callable) -> Callable:
     """Returns `evaluate(state) -> ({'<held-out set>_<score>': value}, saved)`, with the averaged parameters.
+
+    predict: of `create`.
 
     Without a labeled stream the classifier has learned nothing: the accuracy is then that of the nearest labeled
     images among the features (`train.transfer.Transfer`). saved: features and logits of training images of both
     domains, for `train.selection`; None without a target domain.
     """
-    averaged = any(getattr(method, 'rotation_averaged', False) for method in trainer.methods.values())
+    averaged = any(method.rotation_averaged for method in trainer.methods.values())
     protocol = transfer.protocol(trainer.settings)
-    logits_of, features_of = create(trainer, mesh), create(trainer, mesh, 'features')
-    layer_of = create(trainer, mesh, protocol.layer)
     to_save = selection.images(streams) if trainer.settings.data.target else {}
 
     def evaluate(state: TrainState) -> tuple[dict[str, float], tuple | None]:
-        variables = state.ema_params, state.batch_stats
+        of = functools.partial(predict, state.ema_params, state.batch_stats)
         scores = {}
         if 'labeled' not in trainer.batch_sizes:
             labeled = streams.indices['labeled']
-            known = layer_of(*variables, streams.images[labeled]), streams.labels[labeled]
+            known = of(streams.images[labeled], protocol.layer), streams.labels[labeled]
         for name, (images, labels) in streams.held_out.items():
             if 'labeled' not in trainer.batch_sizes:
-                found = {'accuracy': protocol.neighbours(known, (layer_of(*variables, images), labels))}
+                found = {'accuracy': protocol.neighbours(known, (of(images, protocol.layer), labels))}
             else:
-                logits = logits_of(*variables, images)
+                logits = of(images)
                 found = score(logits, labels)
                 if averaged:
-                    turned = sum(logits_of(*variables, np.rot90(images, k, axes=(1, 2))) for k in (1, 2, 3))
+                    turned = sum(of(np.rot90(images, k, axes=(1, 2))) for k in (1, 2, 3))
                     found['rotation_averaged'] = score(logits + turned, labels)['accuracy']
             scores |= {f'{name}_{key}': value for key, value in found.items()}
         if not to_save:
             return scores, None
         head = jax.device_get(state.ema_params['head'])
-        features = {part: features_of(*variables, images) for part, images in to_save.items()}
+        features = {part: of(images, 'features') for part, images in to_save.items()}
         return scores, (features, {part: x @ head['kernel'] + head['bias'] for part, x in features.items()})
 
     return evaluate
@@ -85,12 +85,12 @@ def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {'accuracy': float((logits.argmax(-1) == labels).mean()), 'loss': float(losses.mean())}
 
 
-def _outputs(trainer: Trainer, name: str, params, batch_stats, images) -> jax.Array:
+def _outputs(trainer: Trainer, params, batch_stats, images, output: str) -> jax.Array:
     if images.ndim == 4:
         images = trainer.model.preprocess(images.astype(jnp.float32) / 255)
     variables = {'params': params, 'batch_stats': batch_stats}
     outputs = trainer.model.apply(variables, Batch(images), train=False)[0]
-    if name not in outputs:
-        raise unknown('output of the network', name, outputs)
-    output = outputs[name].grad
-    return output.mean(axis=(1, 2)) if output.ndim == 4 else output
+    if output not in outputs:
+        raise unknown('output of the network', output, outputs)
+    values = outputs[output].grad
+    return values.mean(axis=(1, 2)) if values.ndim == 4 else values

@@ -4,12 +4,11 @@ import dataclasses
 import importlib.metadata
 import platform
 import statistics
-import subprocess
 from typing import Any
 
 import jax
 
-from train import selection
+from train import provenance, selection
 from train.run_folder import RunFolder
 from train.settings import Settings
 from train.step import Trainer, TrainState
@@ -75,16 +74,6 @@ def summarise(
         'device': f'{jax.local_device_count()} x {jax.devices()[0].device_kind} ({platform.machine()})',
         'versions': {'python': platform.python_version()}
         | {name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')},
-        'git_commit': _git_commit(),
+        'git_commit': provenance.commit(),
+        'sources': provenance.digest(settings.methods),
     }
-
-
-def _git_commit() -> str | None:
-    """The commit the code is at, '+' appended where files differ from it; None outside a git checkout."""
-    git = ('git', '-C', str(__file__).rsplit('/', 2)[0])
-    try:
-        commit = subprocess.run((*git, 'rev-parse', 'HEAD'), capture_output=True, text=True, check=True).stdout
-        changed = subprocess.run((*git, 'status', '--porcelain', '-uno'), capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.strip() + ('+' if changed else '')

@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow_datasets as tfds
 
+from data.builders import info
 from data.splits import draw
 
 NUM_TEST = 500
@@ -20,18 +21,11 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     url_infos = None  # There is no URL; and looking for one needs importlib_resources (tfds issue 11212).
 
     def _info(self):
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description='8x8 handwritten digits from scikit-learn, 1,297 for training and 500 for testing.',
-            # Not features.Image, which needs TensorFlow to encode an array.
-            features=tfds.features.FeaturesDict(
-                {
-                    'image': tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
-                    'label': tfds.features.ClassLabel(num_classes=10),
-                }
-            ),
-            supervised_keys=('image', 'label'),
-            homepage='https://archive.ics.uci.edu/dataset/80',
+        return info.of_digits(
+            self,
+            (8, 8, 1),
+            '8x8 handwritten digits from scikit-learn, 1,297 for training and 500 for testing.',
+            'https://archive.ics.uci.edu/dataset/80',
         )
 
     def _split_generators(self, dl_manager):

@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from data.builders import info
 from data.builders.digits import Digits
 from data.sampler import permutation
 
@@ -27,17 +28,11 @@ class DigitsM(Digits):
     VERSION = tfds.core.Version('1.0.0')
 
     def _info(self):
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description='The 8x8 handwritten digits of scikit-learn, blended with patches of its two photographs.',
-            features=tfds.features.FeaturesDict(
-                {
-                    'image': tfds.features.Tensor(shape=(SIDE, SIDE, 3), dtype=np.uint8),
-                    'label': tfds.features.ClassLabel(num_classes=10),
-                }
-            ),
-            supervised_keys=('image', 'label'),
-            homepage='https://arxiv.org/abs/1505.07818',
+        return info.of_digits(
+            self,
+            (SIDE, SIDE, 3),
+            'The 8x8 handwritten digits of scikit-learn, blended with patches of its two photographs.',
+            'https://arxiv.org/abs/1505.07818',
         )
 
     def _split_generators(self, dl_manager):

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data.builders import idx
+from data.builders import idx, info
 from data.sampler import permutation
 from errors import UserError, first_line
 
@@ -47,18 +47,11 @@ class MnistM(tfds.core.GeneratorBasedBuilder):
     folder = None
 
     def _info(self):
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="MNIST's digits blended with patches of BSDS500's photographs.",
-            features=tfds.features.FeaturesDict(
-                {
-                    'image': tfds.features.Tensor(shape=(SIDE, SIDE, 3), dtype=np.uint8),
-                    'label': tfds.features.ClassLabel(num_classes=10),
-                }
-            ),
-            supervised_keys=('image', 'label'),
-            homepage='https://arxiv.org/abs/1505.07818',
-            metadata=tfds.core.MetadataDict(),
+        return info.of_digits(
+            self,
+            (SIDE, SIDE, 3),
+            "MNIST's digits blended with patches of BSDS500's photographs.",
+            'https://arxiv.org/abs/1505.07818',
         )
 
     def _split_generators(self, dl_manager):

@@ -8,6 +8,7 @@ import numpy as np
 import requests
 import tensorflow_datasets as tfds
 
+from data.builders import info
 from errors import UserError, first_line
 
 URL = 'https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/'
@@ -33,17 +34,11 @@ class Usps(tfds.core.GeneratorBasedBuilder):
     folder = None
 
     def _info(self):
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description='16x16 handwritten digits of the US Postal Service, 7,291 for training and 2,007 for testing.',
-            features=tfds.features.FeaturesDict(
-                {
-                    'image': tfds.features.Tensor(shape=(16, 16, 1), dtype=np.uint8),
-                    'label': tfds.features.ClassLabel(num_classes=10),
-                }
-            ),
-            supervised_keys=('image', 'label'),
-            homepage=URL + '../multiclass.html#usps',
+        return info.of_digits(
+            self,
+            (16, 16, 1),
+            '16x16 handwritten digits of the US Postal Service, 7,291 for training and 2,007 for testing.',
+            URL + '../multiclass.html#usps',
         )
 
     def _split_generators(self, dl_manager):
