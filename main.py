@@ -1,10 +1,14 @@
-"""Trains and evaluates one run:  python main.py --config=configs/fixmatch.py:digits,labels=20 --config.seed=1
+"""Trains and evaluates one run, or all that a table is made of.
 
-The same command continues an interrupted run.
+    python main.py --config=configs/fixmatch.py:digits,labels=20 --config.seed=1
+    python main.py --config=configs/tables/digits.py --jobs=2
+
+The same command continues what was interrupted.
 """
 
 import pathlib
 import runpy
+import shlex
 import sys
 
 from absl import app, flags, logging
@@ -14,16 +18,36 @@ from errors import UserError, first_line, unknown
 from train import startup
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='Config file, with an argument after a colon.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder; by default runs/<a name made from the settings>.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Run folder, by default runs/<a name made from the settings>; of a table, runs/tables/<its name>.'
+)
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Prepared data sets; by default ~/tensorflow_datasets.')
+# For tables.
+_JOBS = flags.DEFINE_integer('jobs', 1, 'Runs of a table to make at once, each with its share of the cores.', 1)
+_GPUS = flags.DEFINE_list('gpus', [], 'GPUs to spread the jobs of a table over, such as 0,1.')
+_TOGETHER = flags.DEFINE_bool(
+    'seeds_together', None, 'Train the seeds of a cell as one program; by default where there is a GPU.'
+)
+_LIST = flags.DEFINE_bool('list', False, 'Say what a table would run, and how long it would take.')
+_CHECK = flags.DEFINE_bool('check', False, 'Say which rows of a table were made by other code than the present one.')
 
 
 def main(argv: list[str]) -> None:
     """Does what the flags say."""
-    from train import loop, mesh, run_folder, settings, transfer  # only now: JAX and tfds take seconds, and errors none
-
     if argv[1:]:
         raise UserError(f'Unexpected argument {argv[1]}: settings are given as --config.<name>=<value>.')
+    if 'rows' in _CONFIG.value:
+        _table()
+        return
+    for flag in (_JOBS, _GPUS, _TOGETHER, _LIST, _CHECK):
+        if flag.present:
+            raise UserError(f'--{flag.name} is for tables, such as --config=configs/tables/digits.py.')
+    _run()
+
+
+def _run() -> None:
+    from train import loop, mesh, run_folder, settings, transfer  # only now: JAX and tfds take seconds, and errors none
+
     run = settings.from_config(_CONFIG.value)
     workdir = pathlib.Path(_WORKDIR.value or run_folder.default(run))
     logging.set_verbosity(logging.WARNING)  # orbax has much to say
@@ -46,6 +70,22 @@ def main(argv: list[str]) -> None:
     print(f'{result["seconds"]:.0f} s on {result["device"]}; everything is in {workdir}/')
 
 
+def _table() -> None:
+    from tables import command, runner
+
+    path = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
+    typed = shlex.join(['python', 'main.py', *(a for a in sys.argv if a.startswith(('--config', '-config')))])
+    table = command.Command(_CONFIG.value, pathlib.Path(path).stem, typed, _WORKDIR.value)
+    if _LIST.value or _CHECK.value:
+        print(table.list(_JOBS.value) if _LIST.value else table.check())
+        return
+    try:
+        print(table.make(_JOBS.value, _GPUS.value, _TOGETHER.value, _DATA_DIR.value))
+    except runner.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.signal_number)
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags and loads the config, with every mistake in them a UserError."""
     try:
@@ -56,7 +96,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         raise _override_error(argv, error) from error
     path = config_flags.get_config_filename(flags.FLAGS['config']) if flags.FLAGS['config'].present else ''
     folder = pathlib.Path(__file__).parent / 'configs'
-    valid = sorted(f'configs/{p.name}' for p in folder.glob('*.py') if p.stem != 'common')
+    valid = sorted(f'configs/{p.relative_to(folder)}' for p in folder.rglob('*.py') if p.stem != 'common')
     if not path:
         raise UserError(f'Say what to run, --config=FILE, such as {", ".join(valid)}.')
     if not pathlib.Path(path.split(':')[0]).exists():

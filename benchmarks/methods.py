@@ -39,7 +39,7 @@ def prepare(config: str):
     sizes = trainer.batch_sizes
     mesh = mesh_lib.create(*sizes.values())
     if settings.data.cache_features:
-        streams = loop.features(trainer, streams, mesh)
+        streams = loop.features(trainer, streams)
     counts = {'forward': 0, 'backward': 0}
     apply = models.Model.apply
 

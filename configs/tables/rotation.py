@@ -1,0 +1,32 @@
+"""What features learned without labels are worth on digits and Fashion-MNIST, beside those of random weights.
+
+    python main.py --config=configs/tables/rotation.py --jobs=2
+
+Columns are the numbers of labels that the features are evaluated with. Measured: results/README.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.tables import common
+
+DATA = {'Digits': ('digits', (50, 200, 1297)), 'Fashion-MNIST': ('fashion_mnist', (50, 200, 1000))}
+COLUMNS = {
+    f'{name}, {labels} labels': {'arg': data, 'transfer': labels}
+    for name, (data, numbers) in DATA.items()
+    for labels in numbers
+}
+_DIGITS = tuple(column for column in COLUMNS if column.startswith('Digits'))
+ROWS = {
+    'Random weights': {'config': 'rotation', 'start': 'random'},
+    'Rotation': {'config': 'rotation'},
+    **{
+        name: {'config': 'rotation', 'arg': f'method={name.lower()}', 'columns': _DIGITS}
+        for name in ('SimCLR', 'SimSiam', 'BYOL')
+    },
+}
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    """Returns the table; it has no argument."""
+    del arg
+    return common.table('Features without labels', ROWS, COLUMNS, shown='linear_probe')

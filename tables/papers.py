@@ -1,0 +1,3 @@
+"""Published results as data."""
+
+PAPERS = {}

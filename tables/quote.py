@@ -1,0 +1,36 @@
+"""Brings the tables that the README files quote up to date with results/:  python -m tables.quote
+
+A quotation stands between the lines `<!-- table NAME -->`, or `<!-- table NAME RULE -->`, and `<!-- end -->`. It is the
+table of results/NAME/table.json, by the rule that it shows or by another one.
+"""
+
+import json
+import pathlib
+import re
+
+from tables import render
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = ('README.md', 'results/README.md')
+
+
+def quote(text: str) -> str:
+    """Returns a page with the tables that it quotes as they are in results/."""
+
+    def table(match: re.Match) -> str:
+        found = json.loads((ROOT / 'results' / match['name'] / 'table.json').read_text())
+        return '\n'.join([match['begin'], *render.main_table(found, match['rule']), '<!-- end -->'])
+
+    block = r'(?P<begin><!-- table (?P<name>\w+)(?: (?P<rule>\w+))? -->)\n.*?<!-- end -->'
+    return re.sub(block, table, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Rewrites the pages."""
+    for page in PAGES:
+        path = ROOT / page
+        path.write_text(quote(path.read_text()))
+
+
+if __name__ == '__main__':
+    main()

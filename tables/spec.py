@@ -1,0 +1,127 @@
+"""A table as data: rows of methods, columns of settings, seeds. It expands to runs."""
+
+import ast
+import contextlib
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+
+from ml_collections import ConfigDict
+
+import configs
+from errors import UserError, build, first_line, unknown
+from tables.papers import PAPERS
+from train import run_folder, settings
+from train.settings import Settings
+
+RULES = ('last', 'median_last_20', 'selected', 'best_on_test')
+EVALUATIONS = ('neighbours', 'linear_probe', 'finetune')  # of features learned without labels, train/transfer.py
+CONFIGS = [module.name for module in pkgutil.iter_modules(configs.__path__) if module.name not in ('common', 'tables')]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method: its config and what differs from it."""
+
+    config: str  # file in configs/, without .py
+    arg: str = ''  # after the colon, beside the column's
+    overrides: tuple[str, ...] = ()  # 'name=value', as --config.name=value would
+    columns: tuple[str, ...] = ()  # the only ones that it is run for; () for all
+    start: str = 'pretrained'  # in a table of features: those learned, or 'random' for the same network untrained
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A setting: data and number of labels, or two domains."""
+
+    arg: str  # after the colon, before the row's
+    overrides: tuple[str, ...] = ()
+    transfer: int = 0  # in a table of features: number of labels that they are evaluated with
+    seconds: float = 0.0  # that a run is estimated to take before one has been measured, see Table.cost
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Everything that a table is."""
+
+    title: str
+    rows: Mapping[str, Row]
+    columns: Mapping[str, Column]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    overrides: tuple[str, ...] = ()
+    shown: str = 'last'  # one of RULES, in a table of features of EVALUATIONS; all of them are stored
+    error: bool = False  # print error rates, as the papers it is compared with do, and not accuracies
+    papers: tuple[str, ...] = ()  # of tables/papers.py, whose numbers are printed beside
+    cost: str = ''  # what the columns' `seconds` are based on
+
+    def __post_init__(self):
+        if self.shown not in self.rules:
+            raise unknown('shown', self.shown, self.rules)
+        if not self.rows or not self.columns or not self.seeds:
+            raise UserError('A table needs at least one row, one column and one seed.')
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f'A seed occurs twice in {self.seeds}.')
+        for paper in self.papers:
+            if paper not in PAPERS:
+                raise unknown('paper', paper, PAPERS)
+        for row in self.rows.values():
+            if row.config not in CONFIGS:
+                raise unknown('config of a row', row.config, CONFIGS)
+            for column in row.columns:
+                if column not in self.columns:
+                    raise unknown('column of the table', column, self.columns)
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """What can be shown."""
+        return EVALUATIONS if any(column.transfer for column in self.columns.values()) else RULES
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a table. Two rows or columns may be evaluations of the same run, whose folder is then the same."""
+
+    row: str
+    column: str
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return run_folder.default(self.settings).name
+
+
+def from_config(config: ConfigDict) -> Table:
+    """Turns a config into a Table. Raises UserError for a key that nothing reads or that is missing."""
+    values = config.to_dict()
+    for key, cls in (('rows', Row), ('columns', Column)):
+        each = values.get(key, {})
+        values[key] = {name: build(cls, f'setting of {key}.{name}', entry) for name, entry in each.items()}
+    return build(Table, 'setting of a table', values)
+
+
+def expand(table: Table) -> Iterator[Run]:
+    """Yields the runs of a table, row by row. Raises UserError for a setting that does not exist."""
+    for row_name, row in table.rows.items():
+        module = importlib.import_module(f'configs.{row.config}')
+        for column_name, column in table.columns.items():
+            if row.columns and column_name not in row.columns:
+                continue
+            config = module.get_config(','.join(filter(None, (column.arg, row.arg))))
+            for text in (*table.overrides, *column.overrides, *row.overrides):
+                _override(config, text)
+            for seed in table.seeds:
+                config.seed = seed
+                yield Run(row_name, column_name, settings.from_config(config))
+
+
+def _override(config: ConfigDict, text: str) -> None:
+    """Does what --config.TEXT would."""
+    key, _, value = text.partition('=')
+    with contextlib.suppress(SyntaxError, ValueError):  # a string
+        value = ast.literal_eval(value)
+    try:
+        config.update_from_flattened_dict({key: value})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"The table's override '{text}' cannot be applied: {first_line(error)}") from error

@@ -1,0 +1,79 @@
+"""Makes runs in a process of its own: `python -m tables.worker`, started by tables/runner.py, never by hand.
+
+Reads a pickled Task from standard input, stops where that is closed (its parent has died), and writes a JSON line to
+standard output for each run that ended. Everything else goes to standard error.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import pickle
+import signal
+import sys
+import threading
+import traceback
+
+from errors import UserError, first_line
+from train import startup
+from train.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Runs that differ by their seed only, to be made by one process."""
+
+    settings: list[Settings]
+    folders: list[pathlib.Path]
+    data_dir: str | None
+    together: bool | None  # as one program (train.loop.run_seeds); None: where there is a GPU
+    cores: list[int]  # that it may use
+
+
+def main() -> None:
+    """Does what standard input says."""
+    task: Task = pickle.load(sys.stdin.buffer)
+    os.sched_setaffinity(0, task.cores)
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    messages = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)
+    import jax
+    from absl import logging
+
+    from train import loop, mesh
+
+    def tell(folder: pathlib.Path, failure: str | None = None) -> None:
+        print(json.dumps({'folder': folder.name, 'failure': failure}), file=messages, flush=True)
+
+    logging.set_verbosity(logging.WARNING)
+    mesh.configure()
+    together = jax.default_backend() != 'cpu' if task.together is None else task.together
+    try:
+        if together and len(task.settings) > 1:
+            # Where one fails, or they are at different steps, each is made by itself below.
+            with contextlib.suppress(UserError):
+                loop.run_seeds(task.settings, task.folders, task.data_dir)
+        for settings, folder in zip(task.settings, task.folders, strict=True):
+            try:
+                loop.run(settings, folder, task.data_dir)
+            except UserError as error:
+                tell(folder, str(error))
+            except Exception as error:
+                traceback.print_exc()
+                tell(folder, f'{type(error).__name__}: {first_line(error)}')
+            else:
+                tell(folder)
+    except loop.Interrupted as interruption:
+        print(interruption, file=sys.stderr)
+        sys.exit(128 + interruption.signal_number)
+
+
+def _stop_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == '__main__':
+    startup.use_huge_pages()
+    main()

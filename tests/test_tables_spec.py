@@ -1,0 +1,271 @@
+"""A table's config expands to runs, each named after its settings, and its results to cells; whose code is known."""
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+
+import pytest
+from ml_collections import ConfigDict
+
+from errors import UserError
+from tables import command, record, runner, spec
+from train import provenance, run_folder
+
+SMALL = ('steps=4', 'eval_steps=2', 'model.blocks=(1,)')
+
+
+def table(**changes) -> ConfigDict:
+    rows = {'Supervised': {'config': 'supervised'}, 'FixMatch, soft': {'config': 'fixmatch'}}
+    rows['FixMatch, soft']['overrides'] = ('methods.fixmatch.temperature=0.5',)
+    columns = {'10 labels': {'arg': 'digits,labels=10'}, '40 labels': {'arg': 'digits,labels=40'}}
+    values = {'title': 'Small', 'rows': rows, 'columns': columns, 'seeds': (0, 5), 'overrides': SMALL, **changes}
+    for key in ('rows', 'columns'):
+        values[key] = ConfigDict(values[key], sort_keys=False)
+    return ConfigDict(values)
+
+
+def expand(**changes):
+    return list(spec.expand(spec.from_config(table(**changes))))
+
+
+def test_runs_are_rows_by_columns_by_seeds_with_all_overrides():
+    runs = expand()
+    expected = [(r, c, s) for r in ('Supervised', 'FixMatch, soft') for c in ('10 labels', '40 labels') for s in (0, 5)]
+    assert [(run.row, run.column, run.settings.seed) for run in runs] == expected
+    for run in runs:
+        assert run.settings.data.labels == int(run.column.split()[0])
+        assert (run.settings.steps, run.settings.eval_steps, run.settings.model['blocks']) == (4, 2, (1,))
+    assert {run.settings.methods.get('fixmatch', {}).get('temperature') for run in runs} == {None, 0.5}
+
+
+def test_a_rows_overrides_come_after_the_columns_and_the_tables():
+    runs = expand(
+        rows={'A': {'config': 'supervised', 'overrides': ('steps=7',)}, 'B': {'config': 'supervised'}},
+        columns={'C': {'arg': 'digits,labels=20', 'overrides': ('steps=6', 'data.weak.pad=0')}},
+    )
+    assert [run.settings.steps for run in runs] == [7, 7, 6, 6]
+    assert {run.settings.data.weak['pad'] for run in runs} == {0}
+
+
+def test_a_row_may_leave_out_columns_and_add_to_the_argument():
+    rows = {'A': {'config': 'self_training', 'arg': 'noisy_student=1', 'columns': ('40 labels',)}}
+    runs = expand(rows=rows)
+    assert [run.column for run in runs] == ['40 labels'] * 2
+    assert runs[0].settings.methods['self_training']['view'] == 'strong'
+
+
+def test_a_run_is_named_by_the_hash_of_its_settings():
+    for run in expand():
+        text = json.dumps(dataclasses.asdict(run.settings), sort_keys=True)
+        methods = 'fixmatch' if 'fixmatch' in run.settings.methods else 'supervised'
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        assert run.name == f'{methods}-digits-{run.settings.data.labels}-{digest}'
+        assert run_folder.default(run.settings).name == run.name
+    names = [run.name for run in expand()]
+    assert len(set(names)) == 8
+    assert names == [run.name for run in expand(title='Other')]
+    assert not set(names) & {run.name for run in expand(overrides=(*SMALL, 'ema_decay=0.5'))}
+
+
+def test_golden_names():
+    """A setting that is added to all runs renames them, and results made before are made anew: on purpose?"""
+    found = [run.name for run in expand(seeds=(0,))]
+    assert found == GOLDEN, f'If so, let GOLDEN in this file be {found}.'
+
+
+GOLDEN = [
+    'supervised-digits-10-296fc823',
+    'supervised-digits-40-61694477',
+    'fixmatch-digits-10-326551ff',
+    'fixmatch-digits-40-a4e446c2',
+]
+
+
+def test_what_is_wrong_with_a_table_is_said_in_a_line():
+    for changes, message in (
+        ({'seeds': ()}, 'at least one'),
+        ({'seeds': (1, 1)}, 'twice'),
+        ({'shown': 'lst'}, "Did you mean 'last'"),
+        ({'overrides': ('stepz=4',)}, "'stepz=4' cannot be applied"),
+        ({'overrides': ('steps=many',)}, "'steps=many' cannot be applied"),
+        ({'rows': {'A': {'config': 'supervised', 'ovrrides': ()}}}, "Did you mean 'overrides'"),
+        ({'rows': {'A': {'config': 'supervized'}}}, "Did you mean 'supervised'"),
+        ({'rows': {'A': {'config': 'supervised', 'columns': ('10 label',)}}}, "Did you mean '10 labels'"),
+        ({'papers': ('fixmach',)}, "Did you mean 'fixmatch'"),
+    ):
+        with pytest.raises(UserError) as error:
+            expand(**changes)
+        assert message in str(error.value)
+        assert '\n' not in str(error.value)
+
+
+def write_run(folder, run, accuracy, **changes):
+    """Writes the folder of a finished run."""
+    path = folder / run.name
+    path.mkdir(parents=True)
+    values = {'last': accuracy, 'median_last_20': accuracy - 0.01, 'selected': None, 'best_on_test': accuracy + 0.01}
+    result = {
+        'test_accuracy': values,
+        'seconds': 20.0,
+        'device': '1 x cpu',
+        'git_commit': 'abc',
+        'sources': provenance.digest(run.settings.methods),
+        **changes,
+    }
+    (path / 'result.json').write_text(json.dumps(result))
+    rows = [{'step': i, 'loss': 1.0, 'fixmatch/mask_rate': i / 100, 'seconds': i} for i in range(1, 101)]
+    rows += [{'step': 100, 'test_accuracy': accuracy}]
+    (path / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
+
+def test_results_go_to_their_cells(tmp_path):
+    small = spec.from_config(table())
+    runs = list(spec.expand(small))
+    write_run(tmp_path, runs[0], 0.5)
+    write_run(tmp_path, runs[1], 0.7)
+    found = record.collect(small, runs, tmp_path, {}, {runs[2].name: 'no memory'})
+    cells = {(cell['row'], cell['column']): cell for cell in found['cells']}
+    assert list(cells) == [(r, c) for r in small.rows for c in small.columns]
+    first = cells['Supervised', '10 labels']
+    assert [(run['seed'], run['values']['last']) for run in first['runs']] == [(0, 0.5), (5, 0.7)]
+    assert first['settings']['data']['labels'] == 10
+    assert 'seed' not in first['settings']
+    curve = first['runs'][0]['curves']['mask_rate']
+    assert len(curve) <= record.POINTS
+    assert curve[-1] == [100, 1.0]
+    assert first['runs'][0]['curves']['test_accuracy'] == [[100, 0.5]]
+    assert cells['Supervised', '40 labels']['runs'] == [
+        {'seed': 0, 'folder': runs[2].name, 'failure': 'no memory'},
+    ]
+    assert cells['FixMatch, soft', '10 labels']['runs'] == []
+    json.dumps(found)  # all of it can be written
+
+
+def test_results_of_an_earlier_table_stand_in_for_folders(tmp_path):
+    small = spec.from_config(table())
+    runs = list(spec.expand(small))
+    write_run(tmp_path, runs[0], 0.5)
+    earlier = record.known(record.collect(small, runs, tmp_path, {}, {runs[1].name: 'died'}))
+    assert list(earlier) == [('Supervised', '10 labels', runs[0].name)]
+    elsewhere = tmp_path / 'elsewhere'
+    found = record.collect(small, runs, elsewhere, earlier, {})
+    assert [run['values']['last'] for run in found['cells'][0]['runs']] == [0.5]
+    left = [run.name for cell in runner.unfinished(runs, elsewhere, earlier) for run in cell]
+    assert left == [run.name for run in runs[1:]]
+    # With other settings it is another run.
+    others = list(spec.expand(spec.from_config(table(overrides=(*SMALL, 'ema_decay=0.5')))))
+    assert sum(map(len, runner.unfinished(others, elsewhere, earlier))) == len(others)
+
+
+def test_a_run_that_two_rows_share_is_made_once(tmp_path):
+    rows = {'A': {'config': 'supervised'}, 'The same': {'config': 'supervised'}}
+    cells = runner.unfinished(expand(rows=rows), tmp_path, ())
+    assert [len(cell) for cell in cells] == [2, 2]
+    assert {run.row for cell in cells for run in cell} == {'A'}
+
+
+def test_time_is_estimated_from_the_nearest_runs_there_are():
+    columns = {'10 labels': {'arg': 'digits,labels=10', 'seconds': 99.0}, '40 labels': {'arg': 'digits,labels=40'}}
+    small = spec.from_config(table(columns=columns))
+    run = expand()[0]
+    known = {('Supervised', '10 labels'): [3.0, 1.0, 2.0], ('Other', '10 labels'): [7.0], ('Supervised', 'x'): [9.0]}
+    assert runner.seconds(small, run, known) == 2.0
+    del known['Supervised', '10 labels']
+    assert runner.seconds(small, run, known) == 7.0
+    del known['Other', '10 labels']
+    assert runner.seconds(small, run, known) == 9.0
+    assert runner.seconds(small, run, {}) == runner.seconds(small, run, {('Other', 'x'): [5.0]}) == 99.0
+    assert runner.seconds(small, dataclasses.replace(run, column='40 labels'), {('Other', 'x'): [5.0]}) == 5.0
+    assert runner.seconds(small, dataclasses.replace(run, column='40 labels'), {}) is None
+
+
+@pytest.mark.parametrize(('jobs', 'cores'), [(1, 4), (2, 4), (3, 4), (4, 2)])
+def test_jobs_share_the_cores(jobs, cores, monkeypatch):
+    monkeypatch.setattr(runner.os, 'sched_getaffinity', lambda _: set(range(cores)))
+    shares = [runner._cores(slot, jobs) for slot in range(jobs)]
+    assert all(shares)
+    assert set().union(*shares) == set(range(cores))
+    if jobs <= cores:
+        assert sum(map(len, shares)) == cores
+
+
+def test_the_list_says_what_is_there_and_what_is_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = expand()
+    write_run(tmp_path / 'runs', runs[0], 0.5)
+    (tmp_path / 'runs' / runs[1].name / 'checkpoints' / '2').mkdir(parents=True)
+    lines = command.Command(table(), 'small', '', None).list(jobs=2).splitlines()
+    assert lines[0].split() == 'Supervised 10 labels 20 s a run 1 finished, 1 at step 2 of 4'.split()  # noqa: SIM905
+    # The rest is estimated by what was measured, 20 s: half a run and six, by two jobs.
+    assert lines[-1] == '7 runs to make or to go on with: about 65 s with --jobs=2'
+
+
+def repository(tmp_path, monkeypatch):
+    """Makes the code under test a repository of two files, and returns a function that commits."""
+    git = ('git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=b')
+    subprocess.run((*git, 'init', '-q'), check=True)
+    monkeypatch.setattr(provenance, 'ROOT', tmp_path)
+
+    def commit(**files):
+        for name, text in files.items():
+            path = tmp_path / f'{name.replace("_", "/")}.py'
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        subprocess.run((*git, 'add', '.'), check=True)
+        subprocess.run((*git, 'commit', '-qm', 'x'), check=True)
+        return provenance.commit()
+
+    return commit
+
+
+def test_the_hash_changes_with_code_that_a_method_depends_on_and_with_nothing_else(tmp_path, monkeypatch):
+    commit = repository(tmp_path, monkeypatch)
+    first = commit(train_loop='import step\n', step='x = 1\n', methods_a='import step\n', methods_b='y = 1\n')
+    a, b = provenance.digest(['a']), provenance.digest(['b'])
+    assert provenance.files(['a']) == ['methods/a.py', 'step.py', 'train/loop.py']
+    commit(methods_b='y = 2\n')
+    assert provenance.digest(['a']) == a
+    assert provenance.digest(['b']) != b
+    assert provenance.changed(['b'], first) == ['methods/b.py']
+    commit(step='"""What it is."""\n\nx = 1  # why\n')
+    assert provenance.digest(['a']) == a
+    assert provenance.changed(['a'], first) == []
+    commit(step='x = "# 2"\n')
+    assert provenance.digest(['a']) != a
+    assert provenance.changed(['a'], first) == ['step.py']
+    assert provenance.changed(['a'], 'unknown') == []
+    assert not first.endswith('+')
+    (tmp_path / 'step.py').write_text('x = 3\n')
+    assert provenance.commit().endswith('+')
+
+
+def test_code_is_all_but_comments_and_docstrings():
+    source = '"""Module."""\n\nA = "#no"  # comment\n\ndef f():\n    """Doc\n    string."""\n    return """x"""\n'
+    assert provenance.code(source) == 'A = "#no"\ndef f():\n    return """x"""'
+
+
+def test_check_names_the_rows_that_other_code_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = spec.from_config(table())
+    runs = list(spec.expand(small))
+    for run in runs[:4]:
+        write_run(tmp_path / 'runs', run, 0.5)
+    write_run(tmp_path / 'runs', runs[4], 0.5, sources='123', git_commit=provenance.commit())
+    found = {'name': 'small', **record.collect(small, runs, tmp_path / 'runs', {}, {})}
+    made = command.Command(table(), 'small', '', None)
+    with pytest.raises(UserError, match='holds no table'):
+        made.check()
+    made.folder.mkdir(parents=True)
+    (made.folder / 'table.json').write_text(json.dumps(found))
+    with pytest.raises(UserError) as error:
+        made.check()
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith('1 rows of')
+    assert lines[1].startswith('FixMatch, soft: 1 runs are stale')
+    found['cells'][2]['runs'] = []
+    (made.folder / 'table.json').write_text(json.dumps(found))
+    assert made.check().startswith('All 2 rows')
+    (made.folder / 'table.json').write_text('{')
+    with pytest.raises(UserError, match='damaged'):
+        command.Command(table(), 'small', '', None)
