@@ -34,7 +34,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import methods
-from tables.papers import PAPERS
+from tables.papers import PAPERS, Paper
 from tables.spec import Run, Table
 from train import provenance
 from train.settings import Settings
@@ -58,7 +58,7 @@ def collect(
     for run in runs:
         cell = cells.setdefault((run.row, run.column), {'row': run.row, 'column': run.column})
         cell.setdefault('settings', {k: v for k, v in dataclasses.asdict(run.settings).items() if k != 'seed'})
-        cell.setdefault('protocol', protocol(table, run.settings))
+        cell.setdefault('protocol', protocol(table, run.column, run.settings))
         entry = of_folder(table, run, folder / run.name) or before.get((run.row, run.column, run.name))
         if entry is None and run.name in failures:
             entry = {'seed': run.settings.seed, 'folder': run.name, 'failure': failures[run.name]}
@@ -72,7 +72,7 @@ def collect(
         'seeds': table.seeds,
         'rows': list(table.rows),
         'columns': list(table.columns),
-        'papers': [dataclasses.asdict(PAPERS[name]) for name in table.papers],
+        'papers': [_paper(table, PAPERS[name]) for name in table.papers],
         'cells': list(cells.values()),
     }
 
@@ -116,12 +116,10 @@ def known(table_json: Mapping[str, Any]) -> dict[tuple[str, str, str], dict]:
     }
 
 
-def protocol(table: Table, settings: Settings) -> dict[str, str]:
+def protocol(table: Table, column: str, settings: Settings) -> dict[str, str]:
     """Returns what a result was reached under, in the tags and words of tables/papers.py."""
     data, model = settings.data, settings.model
-    views = {
-        view.split('.')[1] for name, fields in settings.methods.items() for view in methods.create(name, fields).views()
-    }
+    views = [view for name, fields in settings.methods.items() for view in methods.create(name, fields).views()]
     backbone = model['name']
     if backbone == 'wide_resnet':
         blocks = model['blocks']
@@ -133,10 +131,17 @@ def protocol(table: Table, settings: Settings) -> dict[str, str]:
         'weights': str(model.get('pretrained') or ''),
         'steps': str(settings.steps),
         'seeds': str(len(table.seeds)),
-        'selection': table.shown,
+        'evaluation' if table.columns[column].transfer else 'selection': table.shown,
         'test images': data.protocol if data.target else '',
     }
     return {tag: text for tag, text in tags.items() if text}
+
+
+def _paper(table: Table, paper: Paper) -> dict[str, Any]:
+    """Returns a paper as it is printed beside a table, with what its protocol says of the table's data set."""
+    data = next(iter(table.columns)).split(',')[0]
+    tags = {t: text if isinstance(text, str) else text.get(data, text['']) for t, text in paper.protocol.items()}
+    return {**dataclasses.asdict(paper), 'protocol': tags}
 
 
 def _curves(path: pathlib.Path) -> dict[str, list]:

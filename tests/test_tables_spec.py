@@ -142,6 +142,27 @@ def test_results_go_to_their_cells(tmp_path):
     json.dumps(found)  # all of it can be written
 
 
+@pytest.mark.parametrize(
+    ('config', 'arg', 'expected'),
+    [
+        ('supervised', 'digits,labels=20', {'augmentation': 'weak', 'split': 'balanced', 'backbone': 'WRN-10-2'}),
+        ('fixmatch', 'cifar10,labels=40', {'augmentation': 'google', 'backbone': 'WRN-28-2', 'steps': '1048576'}),
+        ('flexmatch', 'cifar100,labels=400', {'backbone': 'WRN-28-8', 'seeds': '2', 'selection': 'last'}),
+        ('mixmatch', 'stl10,labels=1000', {'backbone': 'WRN-37-2', 'augmentation': 'weak'}),
+        ('fixmatch', 'svhn,labels=40', {'split': 'proportional'}),
+        ('dann', 'digits', {'split': 'all labels', 'test images': 'inductive'}),
+        ('finetune', 'digits', {'backbone': 'efficientnet_lite0', 'weights': 'efficientnet_lite0'}),
+    ],
+)
+def test_the_protocol_is_read_off_the_settings(config, arg, expected):
+    chosen = table(rows={'A': {'config': config}}, columns={'B': {'arg': arg}}, overrides=())
+    (run, _) = spec.expand(spec.from_config(chosen))
+    found = record.protocol(spec.from_config(chosen), 'B', run.settings)
+    assert expected.items() <= found.items()
+    assert ('test images' in found) == (config == 'dann')
+    assert ('weights' in found) == (config == 'finetune')
+
+
 def test_results_of_an_earlier_table_stand_in_for_folders(tmp_path):
     small = spec.from_config(table())
     runs = list(spec.expand(small))

@@ -1,9 +1,11 @@
-"""What the tables share: their fields, and the semi-supervised methods as rows."""
+"""What the tables share: their fields, the semi-supervised methods as rows, and those of paper scale."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from errors import UserError
 
 SEMI_SUPERVISED = {
     'Supervised': {'config': 'supervised'},
@@ -26,8 +28,36 @@ SEMI_SUPERVISED = {
 }
 
 
-def table(title: str, rows: Mapping[str, dict], columns: Mapping[str, dict], **others: Any) -> ConfigDict:
-    """Returns the config of a table (tables/spec.py). Rows and columns keep their order."""
+def table(arg: str, title: str, rows: Mapping[str, dict], columns: Mapping[str, dict], **others: Any) -> ConfigDict:
+    """Returns the config of a table (tables/spec.py). Rows and columns keep their order.
+
+    arg: after the colon of --config; a table takes none.
+    """
+    if arg:
+        raise UserError(f"A table takes no argument, not '{arg}': change it by --config.seeds, --config.overrides, ...")
     defaults = {'seeds': (0, 1, 2), 'overrides': (), 'shown': 'last', 'error': False, 'papers': (), 'cost': ''}
     ordered = {'rows': ConfigDict(rows, sort_keys=False), 'columns': ConfigDict(columns, sort_keys=False)}
     return ConfigDict({'title': title, **ordered, **defaults, **others}).lock()
+
+
+def paper_scale(
+    arg: str, name: str, data: str, labels: tuple[int, ...], papers: tuple[str, ...], gflop: float
+) -> ConfigDict:
+    """Returns the table of all semi-supervised methods on a data set with the recipe of the FixMatch paper.
+
+    gflop: of one image forward through the network, as XLA counts them.
+    """
+    # Forward and backward are three forward passes; a step has 64 labeled images and 2 * 7 * 64 unlabeled views.
+    seconds = 3 * gflop * 1e9 * 15 * 64 * 2**20 / SUSTAINED
+    columns = {f'{name}, {n} labels': {'arg': f'{data},labels={n}', 'seconds': seconds} for n in labels}
+    cost = (
+        f"FixMatch's 2^20 steps of 960 images at {3 * gflop:.1f} GFLOP each, on a GPU that sustains "
+        f'{SUSTAINED / 1e12:.0f} TFLOP/s, an assumption. No GPU has been used yet. Methods with fewer unlabeled images '
+        'take less, ReMixMatch with its eight strong views half as much again.'
+    )
+    title = f'{name}, the recipe of the FixMatch paper'
+    shown = {'shown': 'median_last_20', 'error': True}
+    return table(arg, title, SEMI_SUPERVISED, columns, papers=papers, cost=cost, **shown)
+
+
+SUSTAINED = 20e12  # FLOP/s

@@ -23,6 +23,5 @@ ROWS = common.SEMI_SUPERVISED | {
 
 def get_config(arg: str = '') -> ConfigDict:
     """Returns the table; it has no argument."""
-    del arg
     columns = {f'{labels} labels': {'arg': f'digits,labels={labels}'} for labels in (10, 20, 40)}
-    return common.table('Digits', ROWS, columns)
+    return common.table(arg, 'Digits', ROWS, columns)

@@ -28,5 +28,4 @@ ROWS = {name: {'config': 'dann', 'arg': f'methods={methods}'} for name, methods 
 
 def get_config(arg: str = '') -> ConfigDict:
     """Returns the table; it has no argument."""
-    del arg
-    return common.table('Domain adaptation', ROWS, {'digits -> digits_m': {'arg': 'digits'}})
+    return common.table(arg, 'Domain adaptation', ROWS, {'digits -> digits_m': {'arg': 'digits'}})

@@ -12,6 +12,5 @@ from configs.tables import common
 
 def get_config(arg: str = '') -> ConfigDict:
     """Returns the table; it has no argument."""
-    del arg
     columns = {f'{labels} labels': {'arg': f'fashion_mnist,labels={labels}'} for labels in (40, 100, 400)}
-    return common.table('Fashion-MNIST', common.SEMI_SUPERVISED, columns, seeds=(0,))
+    return common.table(arg, 'Fashion-MNIST', common.SEMI_SUPERVISED, columns, seeds=(0,))

@@ -28,5 +28,4 @@ ROWS = {
 
 def get_config(arg: str = '') -> ConfigDict:
     """Returns the table; it has no argument."""
-    del arg
-    return common.table('Features without labels', ROWS, COLUMNS, shown='linear_probe')
+    return common.table(arg, 'Features without labels', ROWS, COLUMNS, shown='linear_probe')

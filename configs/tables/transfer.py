@@ -26,6 +26,5 @@ ROWS = {name: {'config': 'finetune', 'arg': f'strategy={s}', 'overrides': _ONCE}
 
 def get_config(arg: str = '') -> ConfigDict:
     """Returns the table; it has no argument."""
-    del arg
     columns = {f'{labels} labels': {'arg': f'fashion_mnist,labels={labels}'} for labels in (50, 200, 1000)}
-    return common.table('Transfer from ImageNet to Fashion-MNIST', ROWS, columns)
+    return common.table(arg, 'Transfer from ImageNet to Fashion-MNIST', ROWS, columns)
