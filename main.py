@@ -23,7 +23,9 @@ _WORKDIR = flags.DEFINE_string(
 )
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Prepared data sets; by default ~/tensorflow_datasets.')
 # For tables.
-_JOBS = flags.DEFINE_integer('jobs', 1, 'Runs of a table to make at once, each with its share of the cores.', 1)
+_JOBS = flags.DEFINE_integer(
+    'jobs', None, 'Cells of a table to make at once, each with its share of the cores; by default 1, or 1 a GPU.', 1
+)
 _GPUS = flags.DEFINE_list('gpus', [], 'GPUs to spread the jobs of a table over, such as 0,1.')
 _TOGETHER = flags.DEFINE_bool(
     'seeds_together', None, 'Train the seeds of a cell as one program; by default where there is a GPU.'
@@ -76,11 +78,16 @@ def _table() -> None:
     path = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
     typed = shlex.join(['python', 'main.py', *(a for a in sys.argv if a.startswith(('--config', '-config')))])
     table = command.Command(_CONFIG.value, pathlib.Path(path).stem, typed, _WORKDIR.value)
-    if _LIST.value or _CHECK.value:
-        print(table.list(_JOBS.value) if _LIST.value else table.check())
+    jobs = _JOBS.value or max(1, len(_GPUS.value))
+    if _LIST.value:
+        print(table.list(jobs))
         return
+    if _CHECK.value:
+        fresh, text = table.check()
+        print(text)
+        sys.exit(not fresh)
     try:
-        print(table.make(_JOBS.value, _GPUS.value, _TOGETHER.value, _DATA_DIR.value))
+        print(table.make(jobs, _GPUS.value, _TOGETHER.value, _DATA_DIR.value))
     except runner.Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal_number)

@@ -100,27 +100,30 @@ class Command:
             lines.append(f'Estimated, not measured: {self.table.cost}')
         return '\n'.join(lines)
 
-    def check(self) -> str:
-        """Returns which rows are stale: made by other code than the present one. Raises UserError where one is."""
+    def check(self) -> tuple[bool, str]:
+        """Returns whether all rows were made by the present code, and a text that says which were not.
+
+        Raises UserError where there is no table.
+        """
         table_json = self._table_json()
         if table_json is None:
             raise UserError(f'{self.folder} holds no table.json: make the table first, or name its --workdir.')
-        stale: dict[str, list[str]] = {}
+        stale: dict[str, list[dict]] = {}
+        changed: dict[str, set[str]] = {}
         for cell in table_json['cells']:
-            now = provenance.digest(cell['settings']['methods'])
+            methods = cell['settings']['methods']
+            now = provenance.digest(methods)
             for run in cell['runs']:
                 if 'failure' not in run and run['sources'] != now:
-                    changed = provenance.changed(cell['settings']['methods'], run['commit'])
-                    stale.setdefault(cell['row'], []).extend([run['folder'], *changed])
-        rows = [row for row in table_json['rows'] if row in stale]
-        if not rows:
-            return f'All {len(table_json["rows"])} rows of {self.folder} are of the present code.'
-        lines = []
-        for row in rows:
-            changed = sorted({text for text in stale[row] if text.endswith('.py')})
-            runs = sum(not text.endswith('.py') for text in stale[row])
-            lines.append(f'{row}: {runs} runs are stale, changed since: {", ".join(changed) or "unknown"}')
-        raise UserError('\n'.join([f'{len(rows)} rows of {self.folder} are stale.', *lines]))
+                    stale.setdefault(cell['row'], []).append(run)
+                    changed.setdefault(cell['row'], set()).update(provenance.changed(methods, run['commit']))
+        lines = [
+            f'{row}: {len(runs)} runs are stale; changed since: {", ".join(sorted(changed[row])) or "not known to git"}'
+            for row, runs in stale.items()
+        ]
+        rows = len(table_json['rows'])
+        lines.append(f'{rows - len(stale)} of the {rows} rows in {self.folder} are of the present code.')
+        return not stale, '\n'.join(lines)
 
     def _read(self) -> dict:
         table_json = self._table_json()

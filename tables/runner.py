@@ -64,7 +64,7 @@ def make(
     """
     processes: set[subprocess.Popen] = set()
     stopped: list[int] = []
-    lock = threading.Lock()
+    starting, telling = threading.Lock(), threading.Lock()
     slots: queue.Queue[int] = queue.Queue()
     for slot in range(jobs):
         slots.put(slot)
@@ -80,7 +80,7 @@ def make(
         left = {run.name: run for run in runs}
         slot = slots.get()
         while left and not stopped:
-            with lock:
+            with starting:
                 _wait_for_memory(processes)
                 if stopped:
                     break
@@ -94,15 +94,16 @@ def make(
                 process.stdin.flush()
             for line in process.stdout:
                 message = json.loads(line)
-                tell(left.pop(message['folder']), message['failure'])
+                with telling:
+                    tell(left.pop(message['folder']), message['failure'])
             process.wait()
             processes.discard(process)
             process.stdin.close()
             log.close()
             if left and not stopped:
                 # It died over the first that it has not told of. The others are not to suffer for it.
-                first = next(iter(left))
-                tell(left.pop(first), f'{_death(process.returncode)}, see {log.name}')
+                with telling:
+                    tell(left.pop(next(iter(left))), f'{_death(process.returncode)}, see {log.name}')
         slots.put(slot)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}

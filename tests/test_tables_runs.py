@@ -103,7 +103,7 @@ def test_a_finished_table_runs_nothing_and_says_so(finished, data_dir):
     assert before == {path: path.read_bytes() for path in before}
     code, output, _ = finish(folder, data_dir, 'tiny', '--check')
     assert code == 0
-    assert 'All 2 rows' in output
+    assert '2 of the 2 rows' in output
 
 
 def test_tables_share_runs_and_a_failed_one_is_reported_in_its_cell_and_stops_nothing(finished, data_dir):

@@ -279,14 +279,15 @@ def test_check_names_the_rows_that_other_code_made(tmp_path, monkeypatch):
         made.check()
     made.folder.mkdir(parents=True)
     (made.folder / 'table.json').write_text(json.dumps(found))
-    with pytest.raises(UserError) as error:
-        made.check()
-    lines = str(error.value).splitlines()
-    assert lines[0].startswith('1 rows of')
-    assert lines[1].startswith('FixMatch, soft: 1 runs are stale')
+    fresh, text = made.check()
+    assert not fresh
+    assert text.splitlines()[0].startswith('FixMatch, soft: 1 runs are stale')
+    assert text.splitlines()[1].startswith('1 of the 2 rows')
     found['cells'][2]['runs'] = []
     (made.folder / 'table.json').write_text(json.dumps(found))
-    assert made.check().startswith('All 2 rows')
+    fresh, text = made.check()
+    assert fresh
+    assert text.startswith('2 of the 2 rows')
     (made.folder / 'table.json').write_text('{')
     with pytest.raises(UserError, match='damaged'):
         command.Command(table(), 'small', '', None)
