@@ -100,18 +100,47 @@ NETWORKS = {
     **{'mnist': 'lenet', 'usps': 'lenet', 'svhn_cropped': 'dtn'},
     **{'office31': 'resnet50', 'office_home': 'resnet50', 'visda': 'resnet101', 'domainnet': 'resnet101'},
 }
-# What TLlib sets otherwise for a method on the Office sets.
-_MOMENTS = {'steps': 10_000, 'optimizer.learning_rate': 3e-3, 'optimizer.inverse_gamma': 3.0}
-RECIPES = {
+# What TLlib sets otherwise for a method alone, {source: {method: {setting: value}}}; its decay is by step, ours of all.
+_SLOW = {'optimizer.inverse_gamma': 15.0, 'optimizer.weight_decay': 5e-4}
+_OF_DIGITS = {'source_only': _SLOW, 'mmd': _SLOW, 'jan': _SLOW}
+_MOMENTS = {
+    'steps': 10_000,
+    'optimizer.learning_rate': 3e-3,
+    'optimizer.inverse_gamma': 3.0,
+    'optimizer.weight_decay': 5e-4,
+}
+_OF_OFFICE = {
     'source_only': {
         'steps': 2500,
         'optimizer.learning_rate': 1e-3,
         'optimizer.inverse_gamma': 0.75,
         'optimizer.weight_decay': 5e-4,
     },
-    'mmd': _MOMENTS | {'optimizer.weight_decay': 5e-4},
-    'jan': _MOMENTS | {'optimizer.weight_decay': 5e-4},
-    'mcc': {'batch_size': 36, 'optimizer.learning_rate': 5e-3, 'model.bottleneck_width': 1024},
+    'mmd': _MOMENTS,
+    'jan': _MOMENTS,
+}
+_MCC = {'batch_size': 36, 'optimizer.learning_rate': 5e-3}
+_FIXMATCH = {'steps': 20_000, 'optimizer.inverse_gamma': 8.0, 'methods.fixmatch.threshold': 0.9}
+RECIPES = {
+    'mnist': _OF_DIGITS,
+    'usps': _OF_DIGITS,
+    'svhn_cropped': {
+        'source_only': _SLOW | {'optimizer.learning_rate': 0.1},
+        'mmd': _SLOW | {'optimizer.learning_rate': 0.01},
+        'jan': _SLOW,
+        'cdan': {'optimizer.learning_rate': 0.01},
+        'mcc': {'optimizer.learning_rate': 0.01},
+    },
+    'office31': _OF_OFFICE
+    | {
+        'mcc': _MCC | {'steps': 10_000, 'optimizer.inverse_gamma': 10.0, 'model.bottleneck_width': 1024},
+        'fixmatch': _FIXMATCH | {'optimizer.learning_rate': 1e-3, 'data.unlabeled_ratio': 3},
+    },
+    'office_home': _OF_OFFICE
+    | {
+        'mcc': _MCC | {'model.bottleneck_width': 2048},
+        'fixmatch': _FIXMATCH | {'optimizer.learning_rate': 3e-3, 'model.bottleneck_width': 1024},
+    },
 }
 WITHOUT_TEST = ('office31', 'office_home', 'visda')  # a fifth of their images is kept for testing
 
@@ -133,8 +162,6 @@ def get_config(arg: str = '') -> ConfigDict:
     config.data.update(name=source, target=target, unlabeled_ratio=1)
     config.optimizer.schedule = 'inverse'
     config.update_from_flattened_dict(SOURCES[kind])
-    if kind in ('office31', 'office_home') and len(names) == 1:
-        config.update_from_flattened_dict(RECIPES.get(names[0], {}))
     if config.model.name in ('lenet', 'dtn'):
         config.model.dropout = 0.5
     if {source, target} == {'mnist', 'usps'}:  # gray images, all of them
@@ -143,6 +170,8 @@ def get_config(arg: str = '') -> ConfigDict:
         config.methods.update(METHODS[name])
     if 'adamatch' in names and 'supervised' in config.methods:  # has its own labeled term
         del config.methods['supervised']
+    if len(names) == 1:
+        config.update_from_flattened_dict(RECIPES.get(kind, {}).get(names[0], {}))
     for name in ('dann', 'cdan'):
         if name in config.methods and kind != 'digits':
             config.methods[name].gamma = config.steps / 1000  # TLlib's, in steps

@@ -46,17 +46,18 @@ def _table(columns: list[str], text: str) -> dict[str, dict[str, str]]:
 
 _WIDE = {'': 'WRN-28-2', 'CIFAR-100': 'WRN-28-8', 'STL-10': 'WRN-37-2'}
 _EXTRA = {'': 'balanced', 'SVHN': 'balanced, with the extra images, mirrored'}
+_TORCHSSL = 'torchssl (weak: methods without a strong view)'
 
 PAPERS = {
     'fixmatch': Paper(
         title='FixMatch, table 2',
         source=(
-            'Sohn et al. 2020, arXiv:2001.07685, table 2 (FixMatch with RandAugment); read from third parties that '
-            'quote it and agree'
+            'Sohn et al. 2020, arXiv:2001.07685, table 2 (FixMatch with RandAugment), second-hand: FixMatch on CIFAR '
+            'as in the README of github.com/kekmodel/FixMatch-pytorch at 040be3b, the rest as in a summary of the paper'
         ),
         protocol={
-            'augmentation': 'google',
-            'split': {'': 'balanced', 'SVHN': 'proportional'},
+            'augmentation': 'google (CTAugment: ReMixMatch; weak: MixMatch)',
+            'split': {'': 'balanced', 'SVHN': 'proportional', 'STL-10': "the data set's own folds"},
             'backbone': _WIDE,
             'steps': '1048576',
             'seeds': '5',
@@ -90,9 +91,12 @@ PAPERS = {
     ),
     'torchssl': Paper(
         title='TorchSSL',
-        source='README of github.com/TorchSSL/TorchSSL at f26e1d4, accuracies there turned into errors',
+        source=(
+            'README of github.com/TorchSSL/TorchSSL at f26e1d4, accuracies there turned into errors; it calls the '
+            'spread a standard error'
+        ),
         protocol={
-            'augmentation': 'torchssl',
+            'augmentation': _TORCHSSL,
             'split': _EXTRA,
             'backbone': _WIDE,
             'steps': '1048576',
@@ -149,7 +153,7 @@ PAPERS = {
         title='USB',
         source='results/classic_cv.csv of github.com/microsoft/Semi-supervised-learning at 1ef4cbe',
         protocol={
-            'augmentation': 'torchssl',
+            'augmentation': _TORCHSSL,
             'split': _EXTRA,
             'backbone': 'WRN-28-2',
             'steps': '1048576',
@@ -216,7 +220,7 @@ PAPERS = {
         protocol={
             'augmentation': 'weak',
             'split': 'all labels',
-            'backbone': 'lenet (SVHN: dtn)',
+            'backbone': 'dtn (SVHN -> MNIST) / lenet (MNIST -> USPS; USPS -> MNIST)',
             'steps': '50000',
             'seeds': '1',
             'selection': 'best_on_test',
@@ -236,9 +240,9 @@ PAPERS = {
         ),
     ),
     'ganin': Paper(
-        title='DANN, JMLR 2016',
-        source='Ganin et al., JMLR 2016, as quoted in the README of github.com/wogong/pytorch-dann',
-        protocol={'split': 'all labels', 'backbone': 'small networks of their own', 'seeds': 'not said there'},
+        title='DANN, Ganin et al.',
+        source='README of github.com/wogong/pytorch-dann at f81f06d, which quotes Ganin and Lempitsky, ICML 2015',
+        protocol={'split': 'all labels', 'backbone': 'small networks of their own'},
         error=False,
         results=_table(
             ['MNIST -> MNIST-M', 'SVHN -> MNIST'],
@@ -250,12 +254,15 @@ PAPERS = {
     ),
     'tllib_office31': Paper(
         title='TLlib, Office-31',
-        source='README of examples/domain_adaptation/image_classification, github.com/thuml/Transfer-Learning-Library',
+        source=(
+            'README of examples/domain_adaptation/image_classification, github.com/thuml/Transfer-Learning-Library at '
+            'c4aa59e; steps from the scripts there'
+        ),
         protocol={
-            'augmentation': 'weak',
+            'augmentation': "weak (timm's RandAugment: FixMatch)",
             'split': 'all labels',
             'backbone': 'resnet50',
-            'steps': '20000 (others for some methods)',
+            'steps': '2500 (Source only) / 20000 (DANN; CDAN; FixMatch) / 10000 (MCC; DAN; JAN)',
             'seeds': '1 (3 for adversarial methods)',
             'selection': 'best_on_test',
             'test images': 'transductive',
@@ -277,12 +284,12 @@ PAPERS = {
     'rotnet': Paper(
         title='RotNet with few labels',
         source=(
-            'RotNet + convolutions (Gidaris et al. 2018, arXiv:1803.07728) on CIFAR-10, as quoted by a survey of '
-            'autoencoding transformations'
+            'RotNet + convolutions (Gidaris et al. 2018, arXiv:1803.07728) on CIFAR-10, 200 epochs of rotations, as '
+            'quoted by a survey of autoencoding transformations'
         ),
         protocol={
             'backbone': 'NIN',
-            'steps': '78000 (200 epochs)',
+            'steps': '78000',
             'evaluation': 'a block of convolutions on the features of the second block',
         },
         error=True,
@@ -315,11 +322,14 @@ PAPERS = {
     ),
     'lightly': Paper(
         title='lightly',
-        source='benchmarks of github.com/lightly-ai/lightly at e8d317f, CIFAR-10, 200 epochs',
+        source=(
+            'docs/source/getting_started/benchmarks.rst of github.com/lightly-ai/lightly at e8d317f, CIFAR-10, 200 '
+            'epochs of batches of 128'
+        ),
         protocol={
             'augmentation': 'crops with colour jitter, no blur',
             'backbone': 'resnet18_small',
-            'steps': '78000 (200 epochs)',
+            'steps': '78000',
             'seeds': '1',
             'evaluation': 'neighbours, k 200, best epoch on test',
         },

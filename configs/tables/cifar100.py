@@ -3,7 +3,7 @@
     python main.py --config=configs/tables/cifar100.py --list
     python main.py --config=configs/tables/cifar100.py --jobs=4 --gpus=0,1,2,3
 
-WRN-28-8, 2^20 steps, 3 seeds: 153 runs of up to about 256 GPU hours each, by the assumption that --list states.
+WRN-28-8, 2^20 steps, 3 seeds: 153 runs, of about 256 GPU hours each for FixMatch, by the assumption that --list states.
 Not run yet.
 """
 

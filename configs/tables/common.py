@@ -7,6 +7,8 @@ from ml_collections import ConfigDict
 
 from errors import UserError
 
+SUSTAINED = 20e12  # FLOP/s, of a GPU, as estimates assume
+
 SEMI_SUPERVISED = {
     'Supervised': {'config': 'supervised'},
     'Pseudo-Label': {'config': 'pseudo_label'},
@@ -53,11 +55,8 @@ def paper_scale(
     cost = (
         f"FixMatch's 2^20 steps of 960 images at {3 * gflop:.1f} GFLOP each, on a GPU that sustains "
         f'{SUSTAINED / 1e12:.0f} TFLOP/s, an assumption. No GPU has been used yet. Methods with fewer unlabeled images '
-        'take less, ReMixMatch with its eight strong views half as much again.'
+        'take less, CoMatch with its second strong view half as much again.'
     )
     title = f'{name}, the recipe of the FixMatch paper'
     shown = {'shown': 'median_last_20', 'error': True}
     return table(arg, title, SEMI_SUPERVISED, columns, papers=papers, cost=cost, **shown)
-
-
-SUSTAINED = 20e12  # FLOP/s

@@ -5,7 +5,7 @@
 
 The paper's predefined folds of 1,000 labels are not in tfds; here they are drawn by the seed.
 
-WRN-37-2, 2^20 steps, 3 seeds: 153 runs of up to about 206 GPU hours each, by the assumption that --list states.
+WRN-37-2, 2^20 steps, 3 seeds: 153 runs, of about 206 GPU hours each for FixMatch, by the assumption that --list states.
 Not run yet.
 """
 

@@ -6,7 +6,7 @@
 The 73,257 training images without the extra ones, as in the FixMatch paper; TorchSSL and USB
 take those, too.
 
-WRN-28-2, 2^20 steps, 3 seeds: 153 runs of up to about 16 GPU hours each, by the assumption that --list states.
+WRN-28-2, 2^20 steps, 3 seeds: 153 runs, of about 16 GPU hours each for FixMatch, by the assumption that --list states.
 Not run yet.
 """
 
