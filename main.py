@@ -76,11 +76,14 @@ def _table() -> None:
     from tables import command, runner
 
     path = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
-    typed = shlex.join(['python', 'main.py', *(a for a in sys.argv if a.startswith(('--config', '-config')))])
-    table = command.Command(_CONFIG.value, pathlib.Path(path).stem, typed, _WORKDIR.value)
+    of_the_machine = ('jobs', 'gpus', 'data_dir', 'workdir', 'list', 'check', 'seeds_together', 'noseeds_together')
+    typed = [a for a in sys.argv[1:] if a.partition('=')[0].lstrip('-') not in of_the_machine]
+    table = command.Command(
+        _CONFIG.value, pathlib.Path(path).stem, shlex.join(['python', 'main.py', *typed]), _WORKDIR.value
+    )
     jobs = _JOBS.value or max(1, len(_GPUS.value))
     if _LIST.value:
-        print(table.list(jobs))
+        print(table.listing(jobs))
         return
     if _CHECK.value:
         fresh, text = table.check()

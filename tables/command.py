@@ -31,6 +31,13 @@ class Command:
 
         Raises runner.Stopped after SIGTERM or Ctrl-C, when the pages are written, and UserError where a run failed.
         """
+        present = {(run.row, run.column, run.name) for run in self.runs}
+        lost = [key for key in self._earlier if key not in present and not record.finished(RUNS / key[2])]
+        if lost:
+            raise UserError(
+                f'{self.folder} holds {len(lost)} results that this table has not, such as {lost[0][2]}, and whose run '
+                'folders are gone: they would be lost. Name another --workdir.'
+            )
         cells = runner.unfinished(self.runs, RUNS, self._earlier)
         todo, failures = sum(map(len, cells)), {}
         start, done = time.monotonic(), 0
@@ -58,12 +65,12 @@ class Command:
         finally:
             found = self.named | record.collect(self.table, self.runs, RUNS, self._earlier, failures)
             render.write(self.folder, found)
-        if failures:
-            raise UserError(f'{len(failures)} of {todo} runs failed; the table in {self.folder} says why.')
+        if failed := {run['folder'] for cell in found['cells'] for run in cell['runs'] if 'failure' in run}:
+            raise UserError(f'{len(failed)} of {todo} runs failed; the table in {self.folder} says why.')
         pages = 'table.md, table.tex, table.csv, table.json and index.html'
         return '\n'.join([*render.main_table(found), f'Everything is in {self.folder}/: {pages}'])
 
-    def list(self, jobs: int) -> str:
+    def listing(self, jobs: int) -> str:
         """Returns what would run, with the state of every cell and an estimate of the time."""
         cells: dict[tuple[str, str], list[spec.Run]] = {}
         known: dict[tuple[str, str], list[float]] = {}
@@ -94,10 +101,10 @@ class Command:
             lines.append(f'{row:{width[0]}}  {column:{width[1]}}  {each:>8} a run   {text}')
         total = duration(sum(filter(None, left.values())) / jobs)
         lines.append(f'{len(left)} runs to make or to go on with: about {total} with --jobs={jobs}')
-        if unknown := list(left.values()).count(None):
-            lines[-1] += f', and {unknown} of which the time is not known'
-        if not known and self.table.cost:
-            lines.append(f'Estimated, not measured: {self.table.cost}')
+        if None in left.values():
+            lines[-1] = f'{len(left)} runs to make or to go on with; how long they take is not known yet'
+        if left and self.table.cost:
+            lines.append(f'Where none has been measured, by an estimate: {self.table.cost}')
         return '\n'.join(lines)
 
     def check(self) -> tuple[bool, str]:
@@ -108,33 +115,41 @@ class Command:
         table_json = self._table_json()
         if table_json is None:
             raise UserError(f'{self.folder} holds no table.json: make the table first, or name its --workdir.')
-        stale: dict[str, list[dict]] = {}
-        changed: dict[str, set[str]] = {}
+        present = {(run.row, run.column, run.name) for run in self.runs}
+        stale: dict[str, list[str]] = {}
+        why: dict[str, set[str]] = {}
+        made = record.known(table_json)
         for cell in table_json['cells']:
-            methods = cell['settings']['methods']
+            methods, row = cell['settings']['methods'], cell['row']
             now = provenance.digest(methods)
             for run in cell['runs']:
-                if 'failure' not in run and run['sources'] != now:
-                    stale.setdefault(cell['row'], []).append(run)
-                    changed.setdefault(cell['row'], set()).update(provenance.changed(methods, run['commit']))
+                other = (row, cell['column'], run['folder']) not in present
+                if 'failure' not in run and (other or run['sources'] != now):
+                    stale.setdefault(row, []).append(run['folder'])
+                    changed = provenance.changed(methods, run['commit'])
+                    why.setdefault(row, set()).update(['settings'] if other else changed or ['code unknown to git'])
         lines = [
-            f'{row}: {len(runs)} runs are stale; changed since: {", ".join(sorted(changed[row])) or "not known to git"}'
-            for row, runs in stale.items()
+            f'{row}: {len(runs)} runs are stale; changed: {", ".join(sorted(why[row]))}' for row, runs in stale.items()
         ]
-        rows = len(table_json['rows'])
-        lines.append(f'{rows - len(stale)} of the {rows} rows in {self.folder} are of the present code.')
-        return not stale, '\n'.join(lines)
+        count = sum(map(len, stale.values()))
+        lines.append(
+            f'{len(made) - count} of {len(made)} results in {self.folder} are of the present code and settings.'
+        )
+        return bool(made) and not stale, '\n'.join(lines)
 
     def _read(self) -> dict:
         table_json = self._table_json()
-        return record.known(table_json) if table_json else {}
+        try:
+            return {} if table_json is None else record.known(table_json)
+        except (KeyError, TypeError) as error:
+            raise UserError(f'{self.folder}/table.json is none of a table. Name another --workdir.') from error
 
     def _table_json(self) -> dict[str, Any] | None:
         try:
-            return json.loads((self.folder / 'table.json').read_text())
+            return json.loads((self.folder / 'table.json').read_text(encoding='utf-8'))
         except FileNotFoundError:
             return None
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise UserError(
                 f'{self.folder}/table.json is damaged: {error}. Remove it or name another --workdir.'
             ) from error

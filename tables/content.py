@@ -20,7 +20,7 @@ NO_VALUE = 'n/a'
 BOLD = (
     'Bold: the best mean of a column, where it is better than every other row that has at least 2 seeds in common with '
     'it by a two-sided paired t-test over the common seeds, p < 0.05, not corrected for the number of rows; a '
-    'difference that is the same on every seed counts.'
+    'difference that is the same on three seeds or more counts.'
 )
 SAME = "Nothing of the protocol that is recorded differs from the paper's."
 

@@ -53,11 +53,7 @@ def html(table: Mapping[str, Any]) -> str:
             f'<style>{STYLE}</style></head><body>',
             f'<h1>{title}</h1>',
             *_html_table(first),
-            *(
-                line
-                for block in others
-                for line in (f'<h2>{escape(content.name(block.name))}</h2>', *_html_table(block))
-            ),
+            *(line for block in others for line in (_heading(block.name), *_html_table(block))),
             '<h2>Cells</h2>',
             '<p>Curves: each seed (thin), their mean (thick) and standard deviation (band, ddof 1).</p>',
             *(line for entry in table['cells'] for line in _html_cell(table, entry, found)),

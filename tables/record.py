@@ -14,8 +14,9 @@
             {
               'seed': 0, 'folder': 'fixmatch-digits-20-8ffd412e',
               'commit': git commit that the run was made at, 'sources': hash of the code that it depends on,
-              'values': {rule: accuracy in [0, 1] or null},
+              'values': {rule: accuracy in [0, 1] or null},   # and others than the table's rules, where there are
               'seconds': 31.2, 'device': '1 x cpu (x86_64)',
+              'selection': of domain adaptation, what each rule without target labels chooses (train/selection.py),
               'curves': {'test_accuracy': [[step, value], ...], 'mask_rate': ..., 'pseudo_label_accuracy': ...}
             },
             {'seed': 1, 'folder': ..., 'failure': 'one line'}
@@ -27,6 +28,7 @@
 A row that is not run for a column has no cell there.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -34,6 +36,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import methods
+from errors import UserError
 from tables.papers import PAPERS, Paper
 from tables.spec import Run, Table
 from train import provenance
@@ -59,7 +62,11 @@ def collect(
         cell = cells.setdefault((run.row, run.column), {'row': run.row, 'column': run.column})
         cell.setdefault('settings', {k: v for k, v in dataclasses.asdict(run.settings).items() if k != 'seed'})
         cell.setdefault('protocol', protocol(table, run.column, run.settings))
-        entry = of_folder(table, run, folder / run.name) or before.get((run.row, run.column, run.name))
+        entry = of_folder(table, run, folder / run.name)
+        if entry:
+            entry['curves'] = _curves(folder / run.name / 'metrics.jsonl')
+        else:
+            entry = before.get((run.row, run.column, run.name))
         if entry is None and run.name in failures:
             entry = {'seed': run.settings.seed, 'folder': run.name, 'failure': failures[run.name]}
         cell.setdefault('runs', []).extend([entry] if entry else [])
@@ -78,31 +85,39 @@ def collect(
 
 
 def finished(path: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the result of a run, None where it has none yet."""
+    """Returns the result of a run, None where it has none yet, or a damaged one."""
     try:
-        return json.loads((path / 'result.json').read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        return json.loads((path / 'result.json').read_text(encoding='utf-8'))
+    except (FileNotFoundError, ValueError):
         return None
 
 
 def of_folder(table: Table, run: Run, path: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the entry of a finished run, None where it is not finished."""
+    """Returns the entry of a finished run without its curves, None where it is not finished.
+
+    Raises UserError where it has no features evaluated with the column's number of labels.
+    """
     result = finished(path)
     if result is None:
         return None
     values = result['test_accuracy']
     if labels := table.columns[run.column].transfer:
-        start = table.rows[run.row].start
-        values = next(row for row in result['transfer'] if (row['labels'], row['start']) == (labels, start))
+        wanted = labels, table.rows[run.row].start
+        values = next((r for r in result.get('transfer', []) if (r['labels'], r['start']) == wanted), None)
+        if values is None:
+            raise UserError(
+                f'{path} evaluates no features with {labels} labels: let transfer.labels and the column agree.'
+            )
     return {
         'seed': run.settings.seed,
         'folder': run.name,
         'commit': result['git_commit'],
-        'sources': result['sources'],
-        'values': {rule: values[rule] for rule in table.rules},
-        'seconds': result['seconds'],
+        'sources': result.get('sources'),
+        'values': {key: value for key, value in values.items() if key not in ('labels', 'start')},
+        # Runs that were one program share its time.
+        'seconds': round(result['seconds'] / result.get('seeds_together', 1), 3),
         'device': result['device'],
-        'curves': _curves(path / 'metrics.jsonl'),
+        **({'selection': result['selection']} if 'selection' in result else {}),
     }
 
 
@@ -147,11 +162,15 @@ def _paper(table: Table, paper: Paper) -> dict[str, Any]:
 def _curves(path: pathlib.Path) -> dict[str, list]:
     """Returns what is drawn of metrics.jsonl, at most POINTS of each curve, the last one among them."""
     curves: dict[str, list] = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        for key, value in row.items():
-            name = key.split('/')[-1]
-            if name in ('test_accuracy', 'mask_rate', 'pseudo_label_accuracy') and value is not None:
-                curves.setdefault(name, []).append([row['step'], round(value, 4)])
+    methods: dict[str, str] = {}  # {curve: the method whose it is}, the first one that has it
+    for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):  # the last line, when the run was killed
+            row = json.loads(line)
+            for key, value in row.items():
+                method, _, name = key.rpartition('/')
+                if name not in ('test_accuracy', 'mask_rate', 'pseudo_label_accuracy') or value is None:
+                    continue
+                if methods.setdefault(name, method) == method:
+                    curves.setdefault(name, []).append([row['step'], round(value, 4)])
     every = {name: -(-len(points) // POINTS) for name, points in curves.items()}
     return {name: points[:: -every[name]][::-1] for name, points in curves.items()}

@@ -62,7 +62,7 @@ def cells(table: Mapping[str, Any], rule: str) -> dict[Key, Cell]:
 
     Bold is the best mean of a column with two values or more, if it is better than every other row that has two seeds
     or more in common with it, and there is one: by a two-sided paired t-test over the common seeds, p < 0.05. Where the
-    difference is the same on every seed there is no spread to exceed and it counts, unless it is 0.
+    difference is the same on three seeds or more there is no spread to exceed and it counts, unless it is 0.
     """
     found = {}
     for entry in table['cells']:
@@ -94,7 +94,9 @@ def _better(ours: Mapping[int, float], theirs: Mapping[int, float], sign: int) -
     a, b = (np.array([values[seed] for seed in seeds]) for values in (ours, theirs))
     if sign * (a - b).mean() <= NOISE:
         return False
-    return bool(np.ptp(a - b) <= NOISE or stats.ttest_rel(a, b).pvalue < P_VALUE)
+    if np.ptp(a - b) <= NOISE:  # on two seeds that is chance
+        return len(seeds) > 2
+    return bool(stats.ttest_rel(a, b).pvalue < P_VALUE)
 
 
 def rules(table: Mapping[str, Any]) -> list[str]:

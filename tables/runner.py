@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from tables import record
 from tables.spec import Run, Table
@@ -64,57 +65,69 @@ def make(
     """
     processes: set[subprocess.Popen] = set()
     stopped: list[int] = []
+    broken: list[BaseException] = []
     starting, telling = threading.Lock(), threading.Lock()
     slots: queue.Queue[int] = queue.Queue()
     for slot in range(jobs):
         slots.put(slot)
     logs.mkdir(parents=True, exist_ok=True)
 
-    def stop(number, frame) -> None:
+    def stop(number: int, frame: Any = None) -> None:
         del frame
         stopped.append(number)
         for process in list(processes):
-            process.send_signal(signal.SIGTERM)
+            _stop(process)
 
     def cell(runs: list[Run]) -> None:
-        left = {run.name: run for run in runs}
         slot = slots.get()
+        try:
+            _cell({run.name: run for run in runs}, slot)
+        except BaseException as error:  # whatever it is, the others are not to go on without anybody who listens
+            broken.append(error)
+            stop(signal.SIGTERM)
+        finally:
+            slots.put(slot)
+
+    def _cell(left: dict[str, Run], slot: int) -> None:
+        path = logs / f'{next(iter(left))}.txt'
         while left and not stopped:
-            with starting:
-                _wait_for_memory(processes)
-                if stopped:
-                    break
-                log = open(logs / f'{runs[0].name}.txt', 'a')  # noqa: SIM115 - closed by the process's end
-                process = _start(slot, jobs, gpus, log)
-                processes.add(process)
-            settings = [run.settings for run in left.values()]
-            task = Task(settings, [folder / name for name in left], data_dir, together, _cores(slot, jobs))
-            with contextlib.suppress(BrokenPipeError):  # it died at once
-                pickle.dump(task, process.stdin)
-                process.stdin.flush()
-            for line in process.stdout:
-                message = json.loads(line)
-                with telling:
-                    tell(left.pop(message['folder']), message['failure'])
-            process.wait()
+            with open(path, 'a') as log:
+                with starting:
+                    _wait_for_memory(processes)
+                    process = _start(slot, jobs, gpus, log)
+                    processes.add(process)
+                if stopped:  # since it was asked
+                    _stop(process)
+                settings = [run.settings for run in left.values()]
+                folders = [folder / name for name in left]
+                task = Task(settings, folders, data_dir, together, _cores(slot, jobs), bool(gpus))
+                with contextlib.suppress(OSError, ValueError):  # it has died or been stopped
+                    pickle.dump(task, process.stdin)
+                    process.stdin.flush()
+                for line in process.stdout:
+                    message = json.loads(line)
+                    with telling:
+                        tell(left.pop(message['folder']), message['failure'])
+                process.wait()
             processes.discard(process)
-            process.stdin.close()
-            log.close()
+            with contextlib.suppress(OSError):
+                process.stdin.close()
             if left and not stopped:
                 # It died over the first that it has not told of. The others are not to suffer for it.
                 with telling:
-                    tell(left.pop(next(iter(left))), f'{_death(process.returncode)}, see {log.name}')
-        slots.put(slot)
+                    tell(left.pop(next(iter(left))), f'{_death(process.returncode)}, see {path}')
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-            done = [pool.submit(cell, runs) for runs in cells]
-            for future in done:
-                future.result()
+            list(pool.map(cell, cells))
+        for process in processes:  # where something broke; the others have been waited for
+            process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if broken:
+        raise broken[0]
     if stopped:
         raise Stopped(stopped[0])
 
@@ -126,9 +139,9 @@ def seconds(table: Table, run: Run, known: dict[tuple[str, str], list[float]]) -
     """
     of_row = [s for (row, _), each in known.items() if row == run.row for s in each]
     of_column = [s for (_, column), each in known.items() if column == run.column for s in each]
-    stated = [table.columns[run.column].seconds] if table.columns[run.column].seconds else []
+    stated = table.columns[run.column].seconds_per_step * run.settings.steps
     every = [s for each in known.values() for s in each]
-    for found in (known.get((run.row, run.column)), of_column, of_row, stated, every):
+    for found in (known.get((run.row, run.column)), of_column, of_row, [stated] if stated else [], every):
         if found:
             return statistics.median(found)
     return None
@@ -139,16 +152,24 @@ def _start(slot: int, jobs: int, gpus: Sequence[str], log) -> subprocess.Popen:
     environment['PYTHONPATH'] = os.pathsep.join(filter(None, (str(provenance.ROOT), os.environ.get('PYTHONPATH'))))
     if gpus:
         environment['CUDA_VISIBLE_DEVICES'] = gpus[slot % len(gpus)]
-        sharing = -(-jobs // len(gpus))
-        environment.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', f'{0.9 / sharing:.2f}')
+    sharing = -(-jobs // max(1, len(gpus)))
+    if sharing > 1 and not environment.keys() & {'XLA_PYTHON_CLIENT_MEM_FRACTION', 'XLA_CLIENT_MEM_FRACTION'}:
+        environment['XLA_PYTHON_CLIENT_MEM_FRACTION'] = f'{0.9 / sharing:.2f}'
     return subprocess.Popen(
-        (sys.executable, '-m', 'tables.worker'),
+        (sys.executable, '-P', '-m', 'tables.worker'),  # not what lies in the user's folder
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
         start_new_session=True,  # Ctrl-C is passed on once, by `stop`
     )
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """Has a worker save and end: by the signal, and by the end of its input for one that comes at a bad moment."""
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(OSError, ValueError):
+        process.stdin.close()
 
 
 def _cores(slot: int, jobs: int) -> list[int]:

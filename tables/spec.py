@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 import configs
 from errors import UserError, build, first_line, unknown
 from tables.papers import PAPERS
-from train import run_folder, settings
+from train import run_folder, settings, transfer
 from train.settings import Settings
 
 RULES = ('last', 'median_last_20', 'selected', 'best_on_test')
@@ -38,7 +38,7 @@ class Column:
     arg: str  # after the colon, before the row's
     overrides: tuple[str, ...] = ()
     transfer: int = 0  # in a table of features: number of labels that they are evaluated with
-    seconds: float = 0.0  # that a run is estimated to take before one has been measured, see Table.cost
+    seconds_per_step: float = 0.0  # that a run is estimated to take before one has been measured, see Table.cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +49,15 @@ class Table:
     rows: Mapping[str, Row]
     columns: Mapping[str, Column]
     seeds: tuple[int, ...] = (0, 1, 2)
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()  # of all runs, the last to be applied
     shown: str = 'last'  # one of RULES, in a table of features of EVALUATIONS; all of them are stored
     error: bool = False  # print error rates, as the papers it is compared with do, and not accuracies
     papers: tuple[str, ...] = ()  # of tables/papers.py, whose numbers are printed beside
-    cost: str = ''  # what the columns' `seconds` are based on
+    cost: str = ''  # what the columns' `seconds_per_step` are based on
 
     def __post_init__(self):
+        if len({bool(column.transfer) for column in self.columns.values()}) > 1:
+            raise UserError('`transfer` is for all columns or none: a table shows features or it does not.')
         if self.shown not in self.rules:
             raise unknown('shown', self.shown, self.rules)
         if not self.rows or not self.columns or not self.seeds:
@@ -68,6 +70,8 @@ class Table:
         for row in self.rows.values():
             if row.config not in CONFIGS:
                 raise unknown('config of a row', row.config, CONFIGS)
+            if row.start not in transfer.STARTS:
+                raise unknown('start of a row', row.start, transfer.STARTS)
             for column in row.columns:
                 if column not in self.columns:
                     raise unknown('column of the table', column, self.columns)
@@ -109,7 +113,7 @@ def expand(table: Table) -> Iterator[Run]:
             if row.columns and column_name not in row.columns:
                 continue
             config = module.get_config(','.join(filter(None, (column.arg, row.arg))))
-            for text in (*table.overrides, *column.overrides, *row.overrides):
+            for text in (*column.overrides, *row.overrides, *table.overrides):
                 _override(config, text)
             for seed in table.seeds:
                 config.seed = seed
@@ -118,7 +122,9 @@ def expand(table: Table) -> Iterator[Run]:
 
 def _override(config: ConfigDict, text: str) -> None:
     """Does what --config.TEXT would."""
-    key, _, value = text.partition('=')
+    key, equals, value = text.partition('=')
+    if not equals:
+        raise UserError(f"The table's override '{text}' cannot be applied: it is no name=value.")
     with contextlib.suppress(SyntaxError, ValueError):  # a string
         value = ast.literal_eval(value)
     try:

@@ -4,7 +4,6 @@ Reads a pickled Task from standard input, stops where that is closed (its parent
 standard output for each run that ended. Everything else goes to standard error.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -13,6 +12,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 
 from errors import UserError, first_line
@@ -29,6 +29,7 @@ class Task:
     data_dir: str | None
     together: bool | None  # as one program (train.loop.run_seeds); None: where there is a GPU
     cores: list[int]  # that it may use
+    gpu: bool  # one is to be used
 
 
 def main() -> None:
@@ -48,15 +49,18 @@ def main() -> None:
 
     logging.set_verbosity(logging.WARNING)
     mesh.configure()
+    if task.gpu and jax.default_backend() == 'cpu':
+        raise SystemExit('JAX finds no GPU: look at the numbers of --gpus, and at requirements-cuda.txt.')
     together = jax.default_backend() != 'cpu' if task.together is None else task.together
     try:
         if together and len(task.settings) > 1:
-            # Where one fails, or they are at different steps, each is made by itself below.
-            with contextlib.suppress(UserError):
+            try:
                 loop.run_seeds(task.settings, task.folders, task.data_dir)
+            except Exception:  # too little memory, one that fails, different steps: each is made by itself below
+                traceback.print_exc()
         for settings, folder in zip(task.settings, task.folders, strict=True):
             try:
-                loop.run(settings, folder, task.data_dir)
+                _run(settings, folder, task.data_dir)
             except UserError as error:
                 tell(folder, str(error))
             except Exception as error:
@@ -69,9 +73,25 @@ def main() -> None:
         sys.exit(128 + interruption.signal_number)
 
 
+def _run(settings: Settings, folder: pathlib.Path, data_dir: str | None) -> None:
+    """Makes a run. Where another table is making it, waits and takes what that has made."""
+    from train import loop, run_folder
+
+    while True:
+        try:
+            loop.run(settings, folder, data_dir)
+        except run_folder.Busy:
+            time.sleep(5)
+        else:
+            return
+
+
 def _stop_with_parent() -> None:
-    sys.stdin.buffer.read()
-    os.kill(os.getpid(), signal.SIGTERM)
+    while os.read(0, 4096):
+        pass
+    while True:  # a run that is all but over lets a signal go by
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
 
 
 if __name__ == '__main__':

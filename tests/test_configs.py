@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
 import methods
 import models
@@ -19,7 +18,6 @@ from configs import common, dann, fixmatch, rotation, supervised
 from data.augment import Rotated, Strong, Weak
 from errors import UserError
 from methods.base import DataSpec
-from train import loop
 from train import settings as settings_lib
 from train import step as step_lib
 from train.transfer import Transfer
@@ -260,22 +258,3 @@ def test_a_key_that_nothing_reads_or_a_value_out_of_range_is_an_error(change, me
     with pytest.raises(UserError) as error:
         settings_lib.from_config(config)
     assert message in str(error.value)
-
-
-@pytest.mark.parametrize(('data', 'size'), [('cifar100', 32), ('svhn', 32), ('stl10', 96)])
-def test_large_settings_run_on_mock_data(data, size, tmp_path):
-    config = fixmatch.get_config(f'{data},labels=100')
-    config.update_from_flattened_dict(
-        {
-            'steps': 2,
-            'batch_size': 2,
-            'data.unlabeled_ratio': 1,
-            'data.label_protocol': 'proportional',  # mock data has classes without examples
-            'model.blocks': (1,),
-            'model.width': 1,
-        }
-    )
-    with tfds.testing.mock_data(num_examples=120):
-        result = loop.run(settings_lib.from_config(config), tmp_path / 'run', str(tmp_path / 'data'))
-    assert result['protocol']['data'] == config.data.name
-    assert 0 <= result['test_accuracy']['last'] <= 1

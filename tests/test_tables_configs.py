@@ -89,7 +89,8 @@ def test_office31_is_tested_on_the_images_that_are_adapted_to():
 @pytest.mark.parametrize('name', [name for name in NAMES if name not in SMALL])
 def test_what_needs_a_gpu_says_what_it_costs_and_on_what_basis(name):
     assert 'No GPU' in TABLES[name].cost
-    assert all(column.seconds > 60 for column in TABLES[name].columns.values())
+    for run in spec.expand(TABLES[name]):
+        assert 10 < TABLES[name].columns[run.column].seconds_per_step * run.settings.steps < 1e6
 
 
 @pytest.mark.parametrize('name', papers.PAPERS)
@@ -127,7 +128,7 @@ def test_some_published_numbers():
     assert 'Pi-Model' not in papers.PAPERS['fixmatch'].results
 
 
-# Mock data has classes without examples; tests/test_configs.py runs FixMatch on each of the data sets.
+# Mock data has classes without examples.
 TINY = (
     *('steps=2', 'batch_size=2', 'data.unlabeled_ratio=1', 'model.blocks=(1,)', 'model.width=1'),
     *('data.label_protocol=proportional', "data.strong.ops=('Rotate',)"),
@@ -142,7 +143,7 @@ EVALUATED = ('transfer.labels=(100,)', 'transfer.layer=stage1', 'transfer.steps=
         ('cifar10', 'FreeMatch', TINY + FEW),
         ('cifar100', 'Supervised', TINY + FEW),
         ('svhn', 'Supervised', TINY + FEW),
-        ('stl10', 'Supervised', TINY + FEW),
+        ('stl10', 'FixMatch', TINY + FEW),
         ('cifar10_features', 'Rotation', TINY + EVALUATED),
     ],
 )

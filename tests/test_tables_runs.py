@@ -88,6 +88,8 @@ def test_a_table_is_the_results_of_its_runs(finished):
     assert all(f'{100 * mean:.2f} ±' in output for mean in means)
     assert output.count('left\n') == 4
     assert '<img' in (pages / 'index.html').read_text()
+    for log in (pages / 'logs').iterdir():
+        assert 'error' not in log.read_text().lower(), log.read_text()
 
 
 def test_a_finished_table_runs_nothing_and_says_so(finished, data_dir):
@@ -103,7 +105,7 @@ def test_a_finished_table_runs_nothing_and_says_so(finished, data_dir):
     assert before == {path: path.read_bytes() for path in before}
     code, output, _ = finish(folder, data_dir, 'tiny', '--check')
     assert code == 0
-    assert '2 of the 2 rows' in output
+    assert '4 of 4 results' in output
 
 
 def test_tables_share_runs_and_a_failed_one_is_reported_in_its_cell_and_stops_nothing(finished, data_dir):

@@ -39,13 +39,14 @@ def test_runs_are_rows_by_columns_by_seeds_with_all_overrides():
     assert {run.settings.methods.get('fixmatch', {}).get('temperature') for run in runs} == {None, 0.5}
 
 
-def test_a_rows_overrides_come_after_the_columns_and_the_tables():
+def test_a_rows_overrides_come_after_the_columns_and_the_tables_last():
     runs = expand(
         rows={'A': {'config': 'supervised', 'overrides': ('steps=7',)}, 'B': {'config': 'supervised'}},
-        columns={'C': {'arg': 'digits,labels=20', 'overrides': ('steps=6', 'data.weak.pad=0')}},
+        columns={'C': {'arg': 'digits,labels=20', 'overrides': ('steps=6', 'eval_steps=3')}},
+        overrides=('eval_steps=2',),
     )
     assert [run.settings.steps for run in runs] == [7, 7, 6, 6]
-    assert {run.settings.data.weak['pad'] for run in runs} == {0}
+    assert {run.settings.eval_steps for run in runs} == {2}
 
 
 def test_a_row_may_leave_out_columns_and_add_to_the_argument():
@@ -88,6 +89,9 @@ def test_what_is_wrong_with_a_table_is_said_in_a_line():
         ({'seeds': (1, 1)}, 'twice'),
         ({'shown': 'lst'}, "Did you mean 'last'"),
         ({'overrides': ('stepz=4',)}, "'stepz=4' cannot be applied"),
+        ({'overrides': ('data.name',)}, "'data.name' cannot be applied"),
+        ({'rows': {'A': {'config': 'supervised', 'start': 'pretraind'}}}, "Did you mean 'pretrained'"),
+        ({'columns': {'10 labels': {'arg': '', 'transfer': 5}, '40 labels': {'arg': ''}}}, 'all columns or none'),
         ({'overrides': ('steps=many',)}, "'steps=many' cannot be applied"),
         ({'rows': {'A': {'config': 'supervised', 'ovrrides': ()}}}, "Did you mean 'overrides'"),
         ({'rows': {'A': {'config': 'supervized'}}}, "Did you mean 'supervised'"),
@@ -179,6 +183,57 @@ def test_results_of_an_earlier_table_stand_in_for_folders(tmp_path):
     assert sum(map(len, runner.unfinished(others, elsewhere, earlier))) == len(others)
 
 
+def test_results_whose_folders_are_gone_are_not_written_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = spec.from_config(table())
+    runs = list(spec.expand(small))
+    for run in runs:
+        write_run(tmp_path / 'gone', run, 0.5)
+    (tmp_path / 'pages').mkdir()
+    found = {'name': 'small', **record.collect(small, runs, tmp_path / 'gone', {}, {})}
+    (tmp_path / 'pages' / 'table.json').write_text(json.dumps(found))
+    with pytest.raises(UserError, match='4 results that this table has not'):
+        command.Command(table(seeds=(0,)), 'small', '', 'pages').make(1, [], None, None)
+    text = command.Command(table(), 'small', '', 'pages').make(1, [], None, None)
+    assert '50.00 ± 0.00' in text
+    again = json.loads((tmp_path / 'pages' / 'table.json').read_text())
+    assert again['cells'] == json.loads(json.dumps(found['cells']))
+
+
+def test_old_and_damaged_folders_are_no_tracebacks(tmp_path):
+    small = spec.from_config(table())
+    run, other, *_ = spec.expand(small)
+    write_run(tmp_path, run, 0.5)
+    result = json.loads((tmp_path / run.name / 'result.json').read_text())
+    del result['sources']
+    (tmp_path / run.name / 'result.json').write_text(json.dumps(result))
+    with open(tmp_path / run.name / 'metrics.jsonl', 'a') as file:
+        file.write('{"step": 3, "lo')
+    (tmp_path / other.name).mkdir()
+    (tmp_path / other.name / 'result.json').write_bytes(b'\xff{')
+    found = record.collect(small, [run, other], tmp_path, {}, {})
+    (entry,) = found['cells'][0]['runs']
+    assert entry['sources'] is None
+    assert entry['curves']['test_accuracy'] == [[100, 0.5]]
+
+
+def test_features_are_looked_up_by_labels_and_start(tmp_path):
+    columns = {'50': {'arg': 'digits', 'transfer': 50}, '60': {'arg': 'digits', 'transfer': 60}}
+    rows = {'Random': {'config': 'rotation', 'start': 'random'}, 'Rotation': {'config': 'rotation'}}
+    features = spec.from_config(table(rows=rows, columns=columns, seeds=(0,), shown='linear_probe', overrides=()))
+    random, missing, learned, _ = spec.expand(features)
+    values = {'neighbours': 0.1, 'linear_probe': 0.2, 'finetune': 0.3}
+    evaluated = [
+        {'labels': 50, 'start': 'random', **values},
+        {'labels': 50, 'start': 'pretrained', **values, 'linear_probe': 0.9},
+    ]
+    write_run(tmp_path, random, 0.5, transfer=evaluated)
+    assert record.of_folder(features, random, tmp_path / random.name)['values'] == values
+    assert record.of_folder(features, learned, tmp_path / learned.name)['values']['linear_probe'] == 0.9
+    with pytest.raises(UserError, match='no features with 60 labels'):
+        record.of_folder(features, missing, tmp_path / missing.name)
+
+
 def test_a_run_that_two_rows_share_is_made_once(tmp_path):
     rows = {'A': {'config': 'supervised'}, 'The same': {'config': 'supervised'}}
     cells = runner.unfinished(expand(rows=rows), tmp_path, ())
@@ -187,7 +242,10 @@ def test_a_run_that_two_rows_share_is_made_once(tmp_path):
 
 
 def test_time_is_estimated_from_the_nearest_runs_there_are():
-    columns = {'10 labels': {'arg': 'digits,labels=10', 'seconds': 99.0}, '40 labels': {'arg': 'digits,labels=40'}}
+    columns = {
+        '10 labels': {'arg': 'digits,labels=10', 'seconds_per_step': 99.0 / 4},
+        '40 labels': {'arg': 'digits,labels=40'},
+    }
     small = spec.from_config(table(columns=columns))
     run = expand()[0]
     known = {('Supervised', '10 labels'): [3.0, 1.0, 2.0], ('Other', '10 labels'): [7.0], ('Supervised', 'x'): [9.0]}
@@ -216,7 +274,7 @@ def test_the_list_says_what_is_there_and_what_is_not(tmp_path, monkeypatch):
     runs = expand()
     write_run(tmp_path / 'runs', runs[0], 0.5)
     (tmp_path / 'runs' / runs[1].name / 'checkpoints' / '2').mkdir(parents=True)
-    lines = command.Command(table(), 'small', '', None).list(jobs=2).splitlines()
+    lines = command.Command(table(), 'small', '', None).listing(jobs=2).splitlines()
     assert lines[0].split() == 'Supervised 10 labels 20 s a run 1 finished, 1 at step 2 of 4'.split()  # noqa: SIM905
     # The rest is estimated by what was measured, 20 s: half a run and six, by two jobs.
     assert lines[-1] == '7 runs to make or to go on with: about 65 s with --jobs=2'
@@ -226,7 +284,8 @@ def repository(tmp_path, monkeypatch):
     """Makes the code under test a repository of two files, and returns a function that commits."""
     git = ('git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=b')
     subprocess.run((*git, 'init', '-q'), check=True)
-    monkeypatch.setattr(provenance, 'ROOT', tmp_path)
+    for name, value in (('ROOT', tmp_path), ('_sources', {}), ('_commit', [None])):
+        monkeypatch.setattr(provenance, name, value)
 
     def commit(**files):
         for name, text in files.items():
@@ -235,6 +294,7 @@ def repository(tmp_path, monkeypatch):
             path.write_text(text)
         subprocess.run((*git, 'add', '.'), check=True)
         subprocess.run((*git, 'commit', '-qm', 'x'), check=True)
+        provenance.read()
         return provenance.commit()
 
     return commit
@@ -242,28 +302,32 @@ def repository(tmp_path, monkeypatch):
 
 def test_the_hash_changes_with_code_that_a_method_depends_on_and_with_nothing_else(tmp_path, monkeypatch):
     commit = repository(tmp_path, monkeypatch)
-    first = commit(train_loop='import step\n', step='x = 1\n', methods_a='import step\n', methods_b='y = 1\n')
+    loop = 'from train import diagnostics\nimport models.step\n'
+    first = commit(train_loop=loop, models_step='x = 1\n', methods_a='import models.step\n', methods_b='y = 1\n')
     a, b = provenance.digest(['a']), provenance.digest(['b'])
-    assert provenance.files(['a']) == ['methods/a.py', 'step.py', 'train/loop.py']
-    commit(methods_b='y = 2\n')
+    assert provenance.files(['a']) == ['methods/a.py', 'models/step.py', 'train/loop.py']
+    commit(methods_b='y = 2\n', train_diagnostics='z = 1\n')  # warnings change no number
     assert provenance.digest(['a']) == a
     assert provenance.digest(['b']) != b
     assert provenance.changed(['b'], first) == ['methods/b.py']
-    commit(step='"""What it is."""\n\nx = 1  # why\n')
+    commit(models_step='"""What it is."""\n\nx = 1  # why\n')
     assert provenance.digest(['a']) == a
     assert provenance.changed(['a'], first) == []
-    commit(step='x = "# 2"\n')
+    commit(models_step='x = "# 2"\n')
     assert provenance.digest(['a']) != a
-    assert provenance.changed(['a'], first) == ['step.py']
+    assert provenance.changed(['a'], first) == ['models/step.py']
     assert provenance.changed(['a'], 'unknown') == []
-    assert not first.endswith('+')
-    (tmp_path / 'step.py').write_text('x = 3\n')
+    assert not provenance.commit().endswith('+')
+    (tmp_path / 'methods' / 'new.py').write_text('')
+    assert not provenance.commit().endswith('+')  # a process runs the code that was there when it began
+    provenance.read()
     assert provenance.commit().endswith('+')
 
 
 def test_code_is_all_but_comments_and_docstrings():
     source = '"""Module."""\n\nA = "#no"  # comment\n\ndef f():\n    """Doc\n    string."""\n    return """x"""\n'
     assert provenance.code(source) == 'A = "#no"\ndef f():\n    return """x"""'
+    assert provenance.code('def f(): """Doc."""') != provenance.code('def g(): """Doc."""')
 
 
 def test_check_names_the_rows_that_other_code_made(tmp_path, monkeypatch):
@@ -281,13 +345,20 @@ def test_check_names_the_rows_that_other_code_made(tmp_path, monkeypatch):
     (made.folder / 'table.json').write_text(json.dumps(found))
     fresh, text = made.check()
     assert not fresh
-    assert text.splitlines()[0].startswith('FixMatch, soft: 1 runs are stale')
-    assert text.splitlines()[1].startswith('1 of the 2 rows')
+    assert text.splitlines()[0].startswith('FixMatch, soft: 1 runs are stale; changed: ')
+    assert text.splitlines()[1].startswith('4 of 5 results')
     found['cells'][2]['runs'] = []
     (made.folder / 'table.json').write_text(json.dumps(found))
     fresh, text = made.check()
     assert fresh
-    assert text.startswith('2 of the 2 rows')
+    assert text.startswith('4 of 4 results')
+    fresh, text = command.Command(table(overrides=(*SMALL, 'ema_decay=0.5')), 'small', '', None).check()
+    assert not fresh
+    assert text.splitlines()[0] == 'Supervised: 4 runs are stale; changed: settings'
+    for text in ('{}', '{"cells": [{"row": 1}]}'):
+        (made.folder / 'table.json').write_text(text)
+        with pytest.raises(UserError, match='none of a table'):
+            command.Command(table(), 'small', '', None)
     (made.folder / 'table.json').write_text('{')
     with pytest.raises(UserError, match='damaged'):
         command.Command(table(), 'small', '', None)

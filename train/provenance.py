@@ -1,4 +1,7 @@
-"""Which code a run came from: the git commit, and a hash of the files that its numbers depend on."""
+"""Which code a run came from: the git commit, and a hash of the files that its numbers depend on.
+
+Both are those of the start of the process: a run may last for days, and files be edited meanwhile.
+"""
 
 import ast
 import hashlib
@@ -9,33 +12,49 @@ import tokenize
 from collections.abc import Iterable, Iterator
 
 ROOT = pathlib.Path(__file__).parents[1]
+PACKAGES = ('data', 'methods', 'models', 'train')
+# What only reports, and changes no number.
+REPORTING = ('errors.py', 'train/diagnostics.py', 'train/provenance.py', 'train/run_folder.py')
+
+_sources: dict[str, str] = {}  # {file, relative to the repository: text}
+_commit: list[str | None] = [None]
+
+
+def read() -> None:
+    """Remembers the code as it is now."""
+    _sources.clear()
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob('*.py')):
+            _sources[path.relative_to(ROOT).as_posix()] = path.read_text(encoding='utf-8')
+    head = _git('rev-parse', 'HEAD')
+    _commit[0] = None if head is None else head.strip() + '+' * bool(_git('status', '--porcelain', '--', '*.py'))
 
 
 def commit() -> str | None:
-    """Returns the commit the code is at, '+' appended where files differ from it; None outside a git checkout."""
-    head = _git('rev-parse', 'HEAD')
-    return None if head is None else head.strip() + '+' * bool(_git('status', '--porcelain', '-uno'))
+    """Returns the commit the code is at, '+' appended where Python files differ from it; None outside of git."""
+    return _commit[0]
 
 
 def files(methods: Iterable[str]) -> list[str]:
-    """Returns the files that a run of these methods imports of ours, relative to the repository, sorted.
+    """Returns the files that the numbers of a run of these methods depend on, relative to the repository, sorted.
 
-    Methods that it does not name are not among them, since they are imported by name.
+    Those are all that it imports of ours but what only reports. Methods that it does not name are not among them, since
+    they are imported by name; supervised training always is, by which features are evaluated.
     """
-    found, open_ = set(), [ROOT / 'train' / 'loop.py', *(ROOT / 'methods' / f'{name}.py' for name in methods)]
+    found, open_ = set(), ['train/loop.py', *(f'methods/{name}.py' for name in ('supervised', *methods))]
     while open_:
-        path = open_.pop()
-        if path not in found:
-            found.add(path)
-            open_ += _imports(path)
-    return sorted(str(path.relative_to(ROOT)) for path in found)
+        name = open_.pop()
+        if name in _sources and name not in found:
+            found.add(name)
+            open_ += _imports(_sources[name])
+    return sorted(found - set(REPORTING))
 
 
 def digest(methods: Iterable[str]) -> str:
     """Returns a hash of the code in `files`; comments, docstrings and empty lines do not count."""
     found = hashlib.sha256()
     for name in files(methods):
-        found.update(f'{name}\n{code((ROOT / name).read_text())}\n'.encode())
+        found.update(f'{name}\n{code(_sources[name])}\n'.encode())
     return found.hexdigest()[:12]
 
 
@@ -44,7 +63,7 @@ def changed(methods: Iterable[str], since: str | None) -> list[str]:
     if since is None or _git('cat-file', '-e', since.rstrip('+')) is None:
         return []
     old = {name: _git('show', f'{since.rstrip("+")}:{name}') for name in files(methods)}
-    return [name for name, source in old.items() if source is None or code(source) != code((ROOT / name).read_text())]
+    return [name for name, source in old.items() if source is None or code(source) != code(_sources[name])]
 
 
 def code(source: str) -> str:
@@ -57,6 +76,8 @@ def code(source: str) -> str:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             first = node.body[0]
+            if first.lineno == getattr(node, 'lineno', 0):
+                continue  # all on one line
             lines[first.lineno - 1 : first.end_lineno] = [''] * (first.end_lineno - first.lineno + 1)
     return '\n'.join(line.rstrip() for line in lines if line.strip())
 
@@ -69,8 +90,8 @@ def _git(*command: str) -> str | None:
         return None
 
 
-def _imports(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    for node in ast.walk(ast.parse(path.read_text())):
+def _imports(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -80,5 +101,8 @@ def _imports(path: pathlib.Path) -> Iterator[pathlib.Path]:
             parts = name.split('.')
             # Every package on the way is imported, too.
             for i in range(1, len(parts) + 1):
-                at = ROOT.joinpath(*parts[:i])
-                yield from (file for file in (at.with_suffix('.py'), at / '__init__.py') if file.is_file())
+                path = '/'.join(parts[:i])
+                yield from (f'{path}.py', f'{path}/__init__.py')
+
+
+read()

@@ -24,6 +24,10 @@ def default(settings: Settings) -> pathlib.Path:
     return pathlib.Path('runs') / f'{methods}-{data.replace("/", "_")}-{settings.data.labels}-{digest}'
 
 
+class Busy(UserError):
+    """Another process is at work in the folder."""
+
+
 class RunFolder(contextlib.AbstractContextManager):
     """One run's files, kept for one process. Each is written whole or, metrics.jsonl, a whole line at a time."""
 
@@ -31,7 +35,8 @@ class RunFolder(contextlib.AbstractContextManager):
         """Makes the folder, or opens that of the same run.
 
         more: what else makes it the same run and goes into config.json.
-        Raises UserError where it cannot be written or where it belongs to a run with other settings.
+        Raises UserError where it cannot be written or where it belongs to a run with other settings, Busy where
+        another process has it.
         """
         self.path = path
         wanted = json.loads(json.dumps({**dataclasses.asdict(settings), **more}))
@@ -48,9 +53,7 @@ class RunFolder(contextlib.AbstractContextManager):
             self._lock.close()
             raise
         except BlockingIOError as error:
-            raise UserError(
-                f'Another process is at work in {path}. Wait for it or choose another --workdir.'
-            ) from error
+            raise Busy(f'Another process is at work in {path}. Wait for it or choose another --workdir.') from error
         except OSError as error:
             raise UserError(f'Cannot write to {path}: {error.strerror}. Choose another --workdir.') from error
 

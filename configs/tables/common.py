@@ -50,8 +50,8 @@ def paper_scale(
     gflop: of one image forward through the network, as XLA counts them.
     """
     # Forward and backward are three forward passes; a step has 64 labeled images and 2 * 7 * 64 unlabeled views.
-    seconds = 3 * gflop * 1e9 * 15 * 64 * 2**20 / SUSTAINED
-    columns = {f'{name}, {n} labels': {'arg': f'{data},labels={n}', 'seconds': seconds} for n in labels}
+    step = 3 * gflop * 1e9 * 15 * 64 / SUSTAINED
+    columns = {f'{name}, {n} labels': {'arg': f'{data},labels={n}', 'seconds_per_step': step} for n in labels}
     cost = (
         f"FixMatch's 2^20 steps of 960 images at {3 * gflop:.1f} GFLOP each, on a GPU that sustains "
         f'{SUSTAINED / 1e12:.0f} TFLOP/s, an assumption. No GPU has been used yet. Methods with fewer unlabeled images '
