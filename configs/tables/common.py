@@ -7,6 +7,8 @@ from ml_collections import ConfigDict
 
 from errors import UserError
 
+# What the times of the small tables are based on.
+MEASURED = 'the mean over the runs in results/, each on one CPU core that had other work, too.'
 SUSTAINED = 20e12  # FLOP/s, of a GPU, as estimates assume
 
 SEMI_SUPERVISED = {

@@ -28,4 +28,10 @@ ROWS = {name: {'config': 'dann', 'arg': f'methods={methods}'} for name, methods 
 
 def get_config(arg: str = '') -> ConfigDict:
     """Returns the table; it has no argument."""
-    return common.table(arg, 'Domain adaptation', ROWS, {'digits -> digits_m': {'arg': 'digits'}})
+    return common.table(
+        arg,
+        'Domain adaptation',
+        ROWS,
+        {'digits -> digits_m': {'arg': 'digits', 'seconds_per_step': 0.05}},
+        cost=common.MEASURED,
+    )
