@@ -16,6 +16,8 @@ ENHANCEMENTS = ('Brightness', 'Color', 'Contrast', 'Sharpness')
 COLOUR = (32, 32, 3)
 OBLONG = (8, 96, 3)  # The smallest and the largest size.
 GREY = (32, 32, 1)
+# As users compile, unlike the other tests (conftest.py): only then would products and sums be fused that PIL rounds.
+jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 3})
 
 
 # What PIL makes of it, written from the published protocols.
@@ -143,7 +145,7 @@ def compare(shape):
     ]
     names, values, images = map(list, zip(*[jobs[i] for i in rng.permutation(len(jobs))], strict=True))
     op = np.int32([ops.OPS.index(name) for name in names])
-    apply = jax.jit(ops.apply, static_argnums=(3, 4))
+    apply = jit(ops.apply, static_argnums=(3, 4))
     words = apply(pixels.pack(np.stack(images)), op, np.float32(values), channels, pixels.OPAQUE)
     ours = np.rint(255 * np.asarray(pixels.unpack(words, channels)))
     pils = [
@@ -176,7 +178,7 @@ def strong(protocol, shape):
     view = Strong(flip=True, pad=4, protocol=protocol)
     images = photographs(shape, 256)
     draws = jax.device_get(draw(view, jax.random.key(1), images.shape))
-    return view, images, draws, np.asarray(jax.jit(view.apply)(draws, images))
+    return view, images, draws, np.asarray(jit(view.apply)(draws, images))
 
 
 @pytest.mark.parametrize('shape', [COLOUR, GREY], ids=['colour', 'grey'])
@@ -206,7 +208,7 @@ def test_two_devices_equal_one():
     view, images, draws, ours = strong('google', COLOUR)
     axis_types = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((2,), ('data',), axis_types=axis_types, devices=jax.devices()[:2])
-    split = jax.jit(jax.shard_map(view.apply, mesh=mesh, in_specs=jax.P('data'), out_specs=jax.P('data')))
+    split = jit(jax.shard_map(view.apply, mesh=mesh, in_specs=jax.P('data'), out_specs=jax.P('data')))
     np.testing.assert_array_equal(split(draws, images), ours)
 
 

@@ -1,66 +1,83 @@
 """The command line: every mistake is one line that says what to do, and a non-zero exit."""
 
+import concurrent.futures
+import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
 
+from data import datasets
+
 ROOT = pathlib.Path(__file__).parents[1]
+# (flags, what the line says)
+MISTAKES = [
+    ([], 'Say what to run, --config=FILE, such as configs/'),
+    (
+        ['--config=configs/fixmtch.py'],
+        "Unknown config file 'configs/fixmtch.py'. Did you mean 'configs/fixmatch.py'",
+    ),
+    (['--config=configs/fixmatch.py:cifr10'], "Unknown data set of this config 'cifr10'. Did you mean 'cifar10'"),
+    (['--config=configs/fixmatch.py', '--config.stepz=3'], "Unknown setting 'stepz'. Did you mean 'steps'"),
+    (
+        ['--config=configs/fixmatch.py', '--config.methods.fixmatch.treshold=1'],
+        "Unknown setting 'methods.fixmatch.treshold'. Did you mean 'methods.fixmatch.threshold'",
+    ),
+    (
+        ['--config=configs/fixmatch.py', '--config.methods.fixmach.threshold=1'],
+        "Unknown setting 'methods.fixmach'. Did you mean 'methods.fixmatch'",
+    ),
+    (['--config=configs/fixmatch.py', '--config.data.name.foo=1'], "Setting 'data.name' has no part 'foo'"),
+    (['--config=configs/fixmatch.py', '--config.data.mean[3]=1'], "Did you mean 'data.mean'"),
+    (['--config=configs/fixmatch.py', '--config.data.mean=(x'], "'mean' must be a tuple of float"),
+    (['--config=configs/fixmatch.py', '--config.model.blocks=(1.5,)'], "'blocks' must be a tuple of int"),
+    (['--config=configs/fixmatch.py', '--config.data.strong.ops=(1,2)'], "'ops' must be a tuple of str"),
+    (['--config=configs/fixmatch.py', '--config.data.weak.pad=8'], 'pad=8 must be less than the image'),
+    (['--config=configs/fixmatch.py', '--config.data.unlabeled_ratio=0'], 'unlabeled_ratio must be at least 1'),
+    (['--config=configs/fixmatch.py:labels=0'], 'data.labels must be at least 1'),
+    (['--config=configs/fixmatch.py', '--config.data.mean=(.5,.5)'], 'need one value a channel'),
+    (
+        ['--config=configs/fixmatch.py', '--config.data.mean=(.5,.5)', '--config.data.std=(.5,.5)'],
+        'digits has 1 channels',
+    ),
+    (['--config=configs/fixmatch.py', '--config.steps=many'], '--config.steps=many'),
+    (['--config=configs/fixmatch.py', 'digits'], 'Unexpected argument digits'),
+    (
+        ['--config=configs/fixmatch.py', '--config.data.name=digit'],
+        "Unknown data set 'digit'. Did you mean 'digits'",
+    ),
+    (['--config=configs/fixmatch.py', '--config.data.label_protocol=fair'], "Unknown label protocol 'fair'"),
+    (['--config=configs/fixmatch.py', '--config.data.strong.protocol=gogle'], "Did you mean 'google'"),
+    (['--config=configs/fixmatch.py', '--config.model.name=resnet'], "Unknown model 'resnet'"),
+    (['--config=configs/fixmatch.py:labels=2000'], 'class 0'),
+    (['--config=configs/fixmatch.py:cifar10'], 'python -m data.prepare cifar10'),
+    (['--config=configs/fixmatch.py', '--workdir=/proc/run'], 'Cannot write to /proc/run'),
+]
 
 
-@pytest.mark.parametrize(
-    ('flags', 'message'),
-    [
-        ([], 'Say what to run, --config=FILE, such as configs/'),
-        (
-            ['--config=configs/fixmtch.py'],
-            "Unknown config file 'configs/fixmtch.py'. Did you mean 'configs/fixmatch.py'",
-        ),
-        (['--config=configs/fixmatch.py:cifr10'], "Unknown data set of this config 'cifr10'. Did you mean 'cifar10'"),
-        (['--config=configs/fixmatch.py', '--config.stepz=3'], "Unknown setting 'stepz'. Did you mean 'steps'"),
-        (
-            ['--config=configs/fixmatch.py', '--config.methods.fixmatch.treshold=1'],
-            "Unknown setting 'methods.fixmatch.treshold'. Did you mean 'methods.fixmatch.threshold'",
-        ),
-        (
-            ['--config=configs/fixmatch.py', '--config.methods.fixmach.threshold=1'],
-            "Unknown setting 'methods.fixmach'. Did you mean 'methods.fixmatch'",
-        ),
-        (['--config=configs/fixmatch.py', '--config.data.name.foo=1'], "Setting 'data.name' has no part 'foo'"),
-        (['--config=configs/fixmatch.py', '--config.data.mean[3]=1'], "Did you mean 'data.mean'"),
-        (['--config=configs/fixmatch.py', '--config.data.mean=(x'], "'mean' must be a tuple of float"),
-        (['--config=configs/fixmatch.py', '--config.model.blocks=(1.5,)'], "'blocks' must be a tuple of int"),
-        (['--config=configs/fixmatch.py', '--config.data.strong.ops=(1,2)'], "'ops' must be a tuple of str"),
-        (['--config=configs/fixmatch.py', '--config.data.weak.pad=8'], 'pad=8 must be less than the image'),
-        (['--config=configs/fixmatch.py', '--config.data.unlabeled_ratio=0'], 'unlabeled_ratio must be at least 1'),
-        (['--config=configs/fixmatch.py:labels=0'], 'data.labels must be at least 1'),
-        (['--config=configs/fixmatch.py', '--config.data.mean=(.5,.5)'], 'need one value a channel'),
-        (
-            ['--config=configs/fixmatch.py', '--config.data.mean=(.5,.5)', '--config.data.std=(.5,.5)'],
-            'digits has 1 channels',
-        ),
-        (['--config=configs/fixmatch.py', '--config.steps=many'], '--config.steps=many'),
-        (['--config=configs/fixmatch.py', 'digits'], 'Unexpected argument digits'),
-        (
-            ['--config=configs/fixmatch.py', '--config.data.name=digit'],
-            "Unknown data set 'digit'. Did you mean 'digits'",
-        ),
-        (['--config=configs/fixmatch.py', '--config.data.label_protocol=fair'], "Unknown label protocol 'fair'"),
-        (['--config=configs/fixmatch.py', '--config.data.strong.protocol=gogle'], "Did you mean 'google'"),
-        (['--config=configs/fixmatch.py', '--config.model.name=resnet'], "Unknown model 'resnet'"),
-        (['--config=configs/fixmatch.py:labels=2000'], 'class 0'),
-        (['--config=configs/fixmatch.py:cifar10'], 'python -m data.prepare cifar10'),
-        (['--config=configs/fixmatch.py', '--workdir=/proc/run'], 'Cannot write to /proc/run'),
-    ],
-)
-def test_mistakes_are_one_line(flags, message, data_dir, tmp_path):
-    workdir = [] if any('--workdir' in flag for flag in flags) else [f'--workdir={tmp_path / "run"}']
-    command = (sys.executable, 'main.py', *flags, f'--data_dir={data_dir}', *workdir)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture(scope='module')
+def processes(data_dir, tmp_path_factory):
+    """Runs all command lines, each core one at a time. Returns for each its process and run folder, once it is done."""
+    datasets.load('digits', 'train', data_dir)  # which each of them would prepare at the same time
+
+    def run(flags):
+        workdir = tmp_path_factory.mktemp('main') / 'run'
+        where = [] if any('--workdir' in flag for flag in flags) else [f'--workdir={workdir}']
+        command = (sys.executable, 'main.py', *flags, f'--data_dir={data_dir}', *where)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True), workdir
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield [pool.submit(run, flags) for flags, _ in MISTAKES]
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize('number', range(len(MISTAKES)), ids=[' '.join(flags) for flags, _ in MISTAKES])
+def test_mistakes_are_one_line(number, processes):
+    done, workdir = processes[number].result()
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith('error: ')
-    assert message in lines[0]
-    assert not (tmp_path / 'run').exists()
+    assert MISTAKES[number][1] in lines[0]
+    assert not workdir.exists()

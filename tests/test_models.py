@@ -1,5 +1,7 @@
 """Networks: convolution and batch norm against independent computations, shapes, names, errors."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,11 @@ from models import Batch, conv, layers
 
 def random(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def compiled(model, train):
+    """Returns `model.apply` in one piece: operation by operation takes longer."""
+    return jax.jit(functools.partial(model.apply, train=train))
 
 
 def scipy_conv(x, kernel, stride):
@@ -127,9 +134,8 @@ def small():
 def test_part_without_gradient_uses_the_statistics_of_the_other(small):
     model, variables = small
     a, b = random(4, 8, 8, 1), random(4, 8, 8, 1, seed=1) * 2 + 1
-    alone, _ = model.apply(variables, Batch(a), train=True)
-    beside, _ = model.apply(variables, Batch(a, b), train=True)
-    twice, _ = model.apply(variables, Batch(a, a), train=True)
+    apply = compiled(model, train=True)
+    (alone, _), (beside, _), (twice, _) = (apply(variables, batch) for batch in (Batch(a), Batch(a, b), Batch(a, a)))
     for name in ('features', 'logits'):
         np.testing.assert_allclose(beside[name].grad, alone[name].grad, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(twice[name].no_grad, alone[name].grad, rtol=1e-5, atol=1e-5)
@@ -154,9 +160,10 @@ def test_part_without_gradient_gives_no_gradient_to_anything(small):
         out, _ = model.apply({**variables, 'params': params}, Batch(a, b), train=True)
         return jnp.sum(getattr(out['logits'], part) ** 2)
 
-    to_params, to_images = jax.grad(loss, argnums=(0, 1))(variables['params'], b, 'no_grad')
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
+    to_params, to_images = gradients(variables['params'], b, 'no_grad')
     assert all(not np.any(g) for g in jax.tree.leaves((to_params, to_images)))
-    to_params, to_images = jax.grad(loss, argnums=(0, 1))(variables['params'], b, 'grad')
+    to_params, to_images = gradients(variables['params'], b, 'grad')
     assert not np.any(to_images)  # not even through the statistics
     assert all(np.any(g) for g in jax.tree.leaves(to_params))
 
@@ -171,7 +178,7 @@ def test_wide_resnets_have_the_published_number_of_parameters(width, classes, mi
 def test_wide_resnet_has_the_stated_outputs_and_initial_variance():
     model = models.create('wide_resnet', 10, blocks=(1, 1, 1), width=2)
     variables = model.init(jax.random.key(0), (16, 16, 3))
-    outputs, _ = model.apply(variables, Batch(random(2, 16, 16, 3)), train=False)
+    outputs, _ = jax.eval_shape(compiled(model, train=False), variables, Batch(random(2, 16, 16, 3)))
     assert outputs['features'].grad.shape == (2, 128)
     assert outputs['logits'].grad.shape == (2, 10)
     kernel = variables['params']['stage3_block1_conv2']['kernel']
@@ -238,7 +245,7 @@ def test_lenet_equals_scipy():
         x = np.maximum(x.reshape(2, x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).max((2, 4)), 0)
     x = np.maximum(x.reshape(2, -1) @ params['dense']['kernel'] + params['dense']['bias'], 0)
     params32 = jax.tree.map(np.float32, params)
-    outputs, _ = model.apply({'params': params32, 'batch_stats': {}}, Batch(images), train=False)
+    outputs, _ = compiled(model, train=False)({'params': params32, 'batch_stats': {}}, Batch(images))
     np.testing.assert_allclose(outputs['features'].grad, x, rtol=1e-4, atol=1e-4)
 
 
@@ -248,10 +255,10 @@ def test_networks_for_digits_drop_channels_in_training_by_each_image_s_key():
         assert model.drops
         variables = model.init(jax.random.key(0), (size, size, 1))
         images = Batch(random(4, size, size, 1))
-        keys = jax.random.split(jax.random.key(1), 4)
-        maps, _ = model.apply(variables, images, train=True, keys=Batch(keys))
-        again, _ = model.apply(variables, images, train=True, keys=Batch(keys))
-        other, _ = model.apply(variables, images, train=True, keys=Batch(jax.random.split(jax.random.key(2), 4)))
+        apply = compiled(model, train=True)
+        (maps, _), (again, _), (other, _) = (
+            apply(variables, images, keys=Batch(jax.random.split(jax.random.key(seed), 4))) for seed in (1, 1, 2)
+        )
         np.testing.assert_array_equal(maps['features'].grad, again['features'].grad)
         assert np.any(maps['features'].grad != other['features'].grad)
         empty = np.all(maps['stage2'].grad == 0, axis=(1, 2))

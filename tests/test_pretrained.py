@@ -1,6 +1,7 @@
 """Networks with published weights equal PyTorch's (golden/make_networks.py); what does not fit is named."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -48,8 +49,15 @@ def by_rule(theirs):
 
 
 def load(ours, weights, num_classes=1000, channels=3):
+    """Returns a model and its variables, of which all are the weights' or zero: random ones take long to compile."""
     model = models.create(ours.removesuffix('.npz'), num_classes, weights=weights)
-    return model, model.init(jax.random.key(0), (64, 64, channels))
+    init = functools.partial(dataclasses.replace(model, weights=None).init, image_shape=(64, 64, channels))
+    return model, pretrained.fill(type(model.module).__name__, jax.eval_shape(init, jax.random.key(0)), weights)
+
+
+def apply(model, variables, images, train=False):
+    """Runs a network on preprocessed images."""
+    return jax.jit(functools.partial(model.apply, train=train))(variables, Batch(images))
 
 
 def close(actual, expected, tolerance):
@@ -60,16 +68,15 @@ def close(actual, expected, tolerance):
 @pytest.mark.parametrize(('ours', 'theirs'), NETWORKS.items())
 def test_outputs_and_batch_statistics_equal_pytorchs(ours, theirs):
     model, variables = load(ours, by_rule(theirs))
-    images = Batch(jnp.asarray(rule.images(2, 64)))
-    # Not compiled as a whole: that would take longer than all there is to compute.
-    outputs, unchanged = model.apply(variables, images, train=False)
+    images = jnp.asarray(rule.images(2, 64))
+    outputs, unchanged = apply(model, variables, images)
     close(outputs['logits'].grad, EXPECTED[f'{theirs}/logits'], 1e-4)
     jax.tree.map(np.testing.assert_array_equal, unchanged, variables['batch_stats'])
     trained = [name for name in EXPECTED.files if name.startswith(f'{theirs}/train/')]
     if not trained:
         return
     module = model.module.clone(dropout=0.0, **({'drop_path': 0.0} if model.module.drop_path else {}))
-    outputs, stats = models.Model(module, model.preprocess).apply(variables, images, train=True)
+    outputs, stats = apply(models.Model(module, model.preprocess), variables, images, train=True)
     close(outputs['logits'].grad, EXPECTED[f'{theirs}/train_logits'], 1e-3)
     found = {}
     for layer, leaves in stats.items():
@@ -108,7 +115,7 @@ def test_another_number_of_classes_starts_a_classifier_of_zeros():
     model, variables = load('resnet18', by_rule('resnet18'), num_classes=7)
     assert variables['params']['head']['kernel'].shape == (512, 7)
     assert not np.any(variables['params']['head']['kernel'])
-    outputs, _ = model.apply(variables, Batch(jnp.asarray(rule.images(2, 64))), train=False)
+    outputs, _ = apply(model, variables, jnp.asarray(rule.images(2, 64)))
     assert not np.any(outputs['logits'].grad)
     assert np.std(outputs['features'].grad) > 0.01
 
@@ -121,8 +128,8 @@ def test_gray_images_equal_their_colored_copies(name):
     for channels in (1, 3):
         model, variables = load(name, weights, channels=channels)
         preprocess = dataclasses.replace(model.preprocess, mean=(0.5,), std=(0.5,), resolution=0)
-        images = Batch(preprocess(jnp.repeat(gray, channels, -1)))
-        outputs.append(model.apply(variables, images, train=False)[0]['logits'].grad)
+        images = preprocess(jnp.repeat(gray, channels, -1))
+        outputs.append(apply(model, variables, images)[0]['logits'].grad)
     close(outputs[0], np.asarray(outputs[1]), 1e-4)
 
 
@@ -142,7 +149,7 @@ def test_imagenet_classes_of_photographs():
     variables = model.init(jax.random.key(0), (224, 224, 3))
     images = [model.preprocess(jnp.asarray(x[None] / 255, jnp.float32)) for x in photographs.values()]
     images = jnp.concatenate([*images, rule.images(2, 224)])
-    logits = model.apply(variables, Batch(images), train=False)[0]['logits'].grad
+    logits = apply(model, variables, images)[0]['logits'].grad
     close(logits[-2:], EXPECTED['efficientnet-lite0/real_logits_224'], 1e-4)
     top5 = jax.lax.top_k(logits[:-2], 5)[1]
     found = {name: set(np.asarray(top).tolist()) for name, top in zip(photographs, top5, strict=True)}

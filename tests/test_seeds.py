@@ -40,21 +40,28 @@ def assert_same_rows(a, b):
                 np.testing.assert_allclose(y[key], value, rtol=5e-3, atol=1e-4, err_msg=f'{key}, step {x["step"]}')
 
 
+@pytest.fixture(scope='module')
+def together(make_settings, data_dir, tmp_path_factory):
+    """Returns a function: config -> (settings of each seed, folders of the runs made as one, their results)."""
+
+    @functools.cache
+    def run(name):
+        each = seeds_of(make_settings(name, **({'optimizer.unfreeze_step': 5} if name == 'supervised' else {})))
+        folders = [tmp_path_factory.mktemp(name) / f'many{seed}' for seed in SEEDS]
+        return each, folders, loop.run_seeds(each, folders, data_dir)
+
+    return run
+
+
 # Two views of two policies; rounds, each with new parameters; the classifier first, then all.
-@pytest.fixture(
-    scope='module',
-    params=[('fixmatch', {}), ('self_training', {}), ('supervised', {'optimizer.unfreeze_step': 5})],
-    ids=lambda param: param[0],
-)
-def runs(request, make_settings, data_dir, tmp_path_factory):
+@pytest.fixture(scope='module', params=['fixmatch', 'self_training', 'supervised'])
+def runs(request, together, data_dir, tmp_path_factory):
     """Returns (settings of each seed, folders of the runs made as one, their results, folders of those one by one)."""
-    name, overrides = request.param
-    each = seeds_of(make_settings(name, **overrides))
-    folder = tmp_path_factory.mktemp(name)
-    one, many = ([folder / f'{kind}{seed}' for seed in SEEDS] for kind in ('one', 'many'))
+    each, many, results = together(request.param)
+    one = [tmp_path_factory.mktemp(request.param) / f'one{seed}' for seed in SEEDS]
     for settings, workdir in zip(each, one, strict=True):
         loop.run(settings, workdir, data_dir)
-    return each, many, loop.run_seeds(each, many, data_dir), one
+    return each, many, results, one
 
 
 def test_each_seed_learns_what_it_learns_alone(runs):
@@ -70,31 +77,25 @@ def test_each_seed_learns_what_it_learns_alone(runs):
 
 @pytest.mark.parametrize('together_first', [True, False])
 def test_runs_go_on_alone_that_began_together_and_the_other_way(
-    together_first, make_settings, data_dir, tmp_path, monkeypatch
+    together_first, together, data_dir, tmp_path, monkeypatch
 ):
-    each = seeds_of(make_settings('fixmatch'))
+    each, reference, _ = together('fixmatch')
     folders = [tmp_path / str(seed) for seed in SEEDS]
-
-    def together():
-        loop.run_seeds(each, folders, data_dir)
-
-    def alone():
-        for settings, folder in zip(each, folders, strict=True):
-            loop.run(settings, folder, data_dir)
-
-    reference = [tmp_path / f'reference{seed}' for seed in SEEDS]
-    loop.run_seeds(each, reference, data_dir)
     stop_at(monkeypatch, 10)
     if together_first:
         with pytest.raises(KeyboardInterrupt):
-            together()
+            loop.run_seeds(each, folders, data_dir)
     else:
         for settings, folder in zip(each, folders, strict=True):
             with pytest.raises(KeyboardInterrupt):
                 loop.run(settings, folder, data_dir)
     monkeypatch.undo()
     assert not (folders[0] / 'result.json').exists()
-    (alone if together_first else together)()
+    if together_first:
+        for settings, folder in zip(each, folders, strict=True):
+            loop.run(settings, folder, data_dir)
+    else:
+        loop.run_seeds(each, folders, data_dir)
     for a, b in zip(reference, folders, strict=True):
         assert_same_rows(rows(a), rows(b))
 
