@@ -29,6 +29,6 @@ def get_config(arg: str = '') -> ConfigDict:
         'interpolation': True,
         'decay': 0.99 if small else 0.999,
         'average': 128,
-        'weak_batch_norm': 'no_grad' if small else 'joint',
+        'batch_norm': 'no_grad' if small else 'joint',
     }
     return config.lock()

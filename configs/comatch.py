@@ -29,6 +29,6 @@ def get_config(arg: str = '') -> ConfigDict:
         'embedding': 64,
         'batches': 5,
         'average': 32,
-        'weak_batch_norm': 'no_grad' if small else 'joint',
+        'batch_norm': 'no_grad' if small else 'joint',
     }
     return config.lock()

@@ -28,6 +28,6 @@ def get_config(arg: str = '') -> ConfigDict:
         'decays': 102.4,
         'warm_up': 1 / 512,
         'select': 'weak' if small else 'strong',  # 'strong' learns nothing here, see results/README.md
-        'weak_batch_norm': 'no_grad' if small else 'joint',
+        'batch_norm': 'no_grad' if small else 'joint',
     }
     return config.lock()

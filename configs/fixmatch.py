@@ -32,6 +32,6 @@ def get_config(arg: str = '') -> ConfigDict:
         'weight': 1.0,
         'temperature': 0.0,
         'alignment': False,
-        'weak_batch_norm': 'no_grad' if small else 'joint',
+        'batch_norm': 'no_grad' if small else 'joint',
     }
     return config.lock()

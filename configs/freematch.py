@@ -23,6 +23,6 @@ def get_config(arg: str = '') -> ConfigDict:
         'weight': 1.0,
         'fairness_weight': 0.001,
         'decay': 0.99 if small else 0.999,
-        'weak_batch_norm': 'no_grad' if small else 'joint',
+        'batch_norm': 'no_grad' if small else 'joint',
     }
     return config.lock()

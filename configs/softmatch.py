@@ -24,6 +24,6 @@ def get_config(arg: str = '') -> ConfigDict:
         'sigmas': 2.0,
         'decay': 0.99 if small else 0.999,
         'alignment': True,
-        'weak_batch_norm': 'no_grad' if small else 'joint',
+        'batch_norm': 'no_grad' if small else 'joint',
     }
     return config.lock()

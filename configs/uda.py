@@ -23,6 +23,6 @@ def get_config(arg: str = '') -> ConfigDict:
         'threshold': 0.8,
         'temperature': 0.4,
         'weight': 1.0,
-        'weak_batch_norm': 'no_grad' if small else 'joint',
+        'batch_norm': 'no_grad' if small else 'joint',
     }
     return config.lock()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from methods.base import LABELED, ROTATED, STRONG
 from train import diagnostics, loop
 
 
@@ -103,8 +104,8 @@ def test_a_pretext_task_that_teaches_nothing_is_reported(name, wrong, right, tex
 
 
 def test_a_flip_that_hides_rotations_is_reported(caplog):
-    diagnostics.check_views(['labeled.weak', 'unlabeled.rotated'], vertical_flip=False)
-    diagnostics.check_views(['labeled.weak', 'unlabeled.strong'], vertical_flip=True)
+    diagnostics.check_views([LABELED, ROTATED], vertical_flip=False)
+    diagnostics.check_views([LABELED, STRONG], vertical_flip=True)
     assert not caplog.records
-    diagnostics.check_views(['unlabeled.rotated'], vertical_flip=True)
+    diagnostics.check_views([ROTATED], vertical_flip=True)
     assert 'vertical_flip' in caplog.records[0].getMessage()
