@@ -316,7 +316,7 @@ def test_a_step_is_traced_once(make_settings, data_dir, monkeypatch):
     monkeypatch.setattr(losses, 'total', lambda *args: traced.append(1) or total(*args))
     mesh = mesh_lib.create(*trainer.batch_sizes.values())
     with jax.set_mesh(mesh):
-        batch = streams.batches(trainer.batch_sizes, 0, 0)
+        batch = mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, 0, 0))
         step_lib.check(trainer, batch)
         state = mesh_lib.put_replicated(mesh, step_lib.init(trainer, batch))
         step = jax.jit(functools.partial(step_lib.step, trainer), donate_argnums=0)

@@ -13,16 +13,22 @@ from train import losses, optimizer
 from train.trainer import Batch, Metrics, Trainer, TrainState, stream_key
 from train.views import make_views
 
+_NOTHING = Metrics({}, {})
+
 
 def check(trainer: Trainer, batch: Batch) -> None:
-    """Traces a step, which `init` and `step` then use. Raises UserError for settings that do not go together."""
+    """Traces a step, which `init` and `step` then use where the batch lies on the same devices.
+
+    Raises:
+        UserError: Settings do not go together.
+    """
     jax.eval_shape(functools.partial(init, trainer), batch)
 
 
 def init(trainer: Trainer, batch: Batch) -> TrainState:
     """Returns the state before the first step, on batches shaped like `batch`."""
     state = _first(trainer, initial(trainer, trainer.settings.seed, 0))
-    metrics = jax.eval_shape(functools.partial(_update, trainer), state, batch)[1]
+    _, metrics = jax.eval_shape(lambda *args: _update(trainer, *args, False), state, batch)
     return dataclasses.replace(state, metrics=jax.tree.map(lambda m: jnp.zeros(m.shape), metrics))
 
 
@@ -38,7 +44,7 @@ def _first(trainer: Trainer, variables: models.Variables) -> TrainState:
         ema_params=variables['params'],
         opt_state=optimizer.create(settings.optimizer).init(optimizer.select(variables['params'], trainer.layer_rates)),
         methods={name: method.init_state(data) for name, method in trainer.methods.items()},
-        metrics=Metrics({}, {}),
+        metrics=_NOTHING,
     )
     return jax.tree.map(jnp.copy, state)  # a step takes over (donates) every array, which it can do once only
 
@@ -79,7 +85,8 @@ def step(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool = Fa
         batch: Of the step.
         head_only: Leave everything below the features as it is.
     """
-    new, metrics = _update(trainer, state, batch, head_only)
+    # Without the window, as `init` traces it.
+    new, metrics = _update(trainer, dataclasses.replace(state, metrics=_NOTHING), batch, head_only)
     first_of_window = state.step % trainer.settings.log_steps == 0
     window = jax.tree.map(lambda old, m: jnp.where(first_of_window, 0, old) + m, state.metrics, metrics)
     return dataclasses.replace(new, metrics=window), window
@@ -87,7 +94,7 @@ def step(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool = Fa
 
 # Compiled as a part of the step. A function of its own, because what is compiled is traced once.
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _update(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool = False) -> tuple[TrainState, Metrics]:
+def _update(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool) -> tuple[TrainState, Metrics]:
     settings = trainer.settings
     rates = trainer.layer_rates
     if head_only:
