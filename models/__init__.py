@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from errors import UserError, build, unknown
+from errors import UserError, build, defaults, unknown
 from models import pretrained
 from models.efficientnet import EfficientNetLite0
 from models.layers import DOMAIN_POLICIES, Batch, Mode
@@ -106,6 +106,15 @@ class Model:
         """Returns how deep each layer is: 0 for the stem, one more for each block, most for what is on the features."""
         order = [*self.module.order(), *['bottleneck'] * (self.module.bottleneck_width > 0), 'head']
         return {layer: next(i for i, prefix in enumerate(order) if re.match(prefix, layer)) for layer in layers}
+
+
+def settings(name: str) -> dict[str, Any]:
+    """Returns {setting: default} of a network: those of all networks and its own. Raises UserError for its name."""
+    if name not in MODELS:
+        raise unknown('model', name, MODELS)
+    kind, fields = MODELS[name]
+    common = {'pretrained': '', 'resolution': 0, 'crop': 0.0}
+    return {**common, **defaults(kind, 'parent', 'name', 'num_classes', 'heads'), **fields}
 
 
 def create(
