@@ -19,9 +19,9 @@ methods is one of, or several of with + between,
     target            the upper bound: labels of the target, nothing of the source
 
 Recipes are in configs/data_sets.py. Measured here: results/README.md. TLlib (thuml), whose settings the sets above
-other than digits have, evaluates on the very images it adapts to (`--config.data.protocol=transductive` does that, except for
-digits) and reports the best epoch by their labels. Here the target's test images are new, a fifth of its images where
-it has no test set, and the accuracy is the last one. No run with TLlib's settings has been made yet.
+other than digits have, evaluates on the very images it adapts to (`--config.data.protocol=transductive` does that,
+except for digits) and reports the best epoch by their labels. Here the target's test images are new, a fifth of its
+images where it has no test set, and the accuracy is the last one. No run with TLlib's settings has been made yet.
 """
 
 from ml_collections import ConfigDict
