@@ -12,6 +12,7 @@ PROTOCOLS = ('inductive', 'transductive')
 SCHEDULES = ('cosine', 'steps', 'inverse')
 # How `selected` is chosen: the first by validation accuracy, the others without any label of the target domain.
 SELECTIONS = ('validation', 'entropy', 'information', 'iwcv', 'dev')
+METRICS = ('cosine', 'euclidean')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,28 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Transfer:
+    """How features are evaluated after training. Published protocols differ (solo-learn: k 20, temperature 0.07)."""
+
+    labels: tuple[int, ...] = ()  # numbers of labels to evaluate with (-1: all); none: no evaluation after training
+    layer: str = 'features'  # output whose average over space is evaluated; earlier ones ('stage2') are more general
+    k: int = 20  # neighbours that vote
+    temperature: float = 0.07  # a vote weighs exp(-distance / temperature); 0: all weigh the same
+    metric: str = 'cosine'  # or 'euclidean'
+    standardize: bool = False  # features, by mean and standard deviation of the labeled images, for the neighbours
+    method: str = 'supervised'  # that fine-tunes
+    steps: int = 300  # of fine-tuning
+    batch_size: int = 16
+    learning_rate: float = 0.03
+
+    def __post_init__(self):
+        if self.metric not in METRICS:
+            raise unknown('transfer.metric', self.metric, METRICS)
+        if self.k < 1 or self.temperature < 0:
+            raise UserError(f'transfer.k must be at least 1 and temperature 0, not {self.k} and {self.temperature}.')
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """One run. Equal settings mean equal runs, so they name the run folder."""
 
@@ -101,7 +124,7 @@ class Settings:
     eval_steps: int
     checkpoint_steps: int
     selection: str = 'validation'  # how the accuracy `selected` is chosen, one of SELECTIONS
-    transfer: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of train.transfer.Transfer
+    transfer: Transfer = Transfer()
 
     def __post_init__(self):
         for name in ('steps', 'batch_size', 'log_steps', 'eval_steps', 'checkpoint_steps'):
@@ -126,6 +149,6 @@ class Settings:
 def from_config(config: ml_collections.ConfigDict) -> Settings:
     """Turns a config into Settings. Raises UserError for a key that nothing reads or that is missing."""
     values = config.to_dict()
-    for key, cls in (('data', Data), ('optimizer', Optimizer)):
+    for key, cls in (('data', Data), ('optimizer', Optimizer), ('transfer', Transfer)):
         values[key] = build(cls, f'setting of {key}', values.get(key, {}))
     return build(Settings, 'setting', values)
