@@ -48,28 +48,33 @@ def main(argv: list[str]) -> None:
 
 
 def _run() -> None:
-    from train import loop, mesh, run_folder, settings, transfer  # only now: JAX and tfds take seconds, and errors none
+    # Only now: JAX and tfds take seconds, and errors none.
+    from train import experiment, loop, mesh, run_folder, settings, transfer
 
-    run = settings.from_config(_CONFIG.value)
-    workdir = pathlib.Path(_WORKDIR.value or run_folder.default(run))
+    run_settings = settings.from_config(_CONFIG.value)
+    workdir = pathlib.Path(_WORKDIR.value or run_folder.default(run_settings))
     logging.set_verbosity(logging.WARNING)  # orbax has much to say
     mesh.configure()
     try:
-        result = loop.run(run, workdir, _DATA_DIR.value)
+        result = experiment.run(run_settings, workdir, _DATA_DIR.value)
     except loop.Interrupted as interruption:
         print(interruption, file=sys.stderr)
         sys.exit(128 + interruption.signal_number)
     if 'transfer' in result:
         print(transfer.table(result['transfer']))
-    for rule, found in result.get('selection', {}).items():
-        chosen = 'no step, as predictions have collapsed'
-        if found['step'] is not None:
-            distance = f'proxy A-distance {found["a_distance"]:.2f}'
-            chosen = f'{100 * found["test_accuracy"]:.2f} % (step {found["step"]}, {distance})'
-        print(f'chosen without target labels by {rule}: {chosen}')
+    for rule, choice in result.get('selection', {}).items():
+        text = 'no step, as predictions have collapsed'
+        if choice['step'] is not None:
+            distance = f'proxy A-distance {choice["a_distance"]:.2f}'
+            text = f'{100 * choice["test_accuracy"]:.2f} % (step {choice["step"]}, {distance})'
+        print(f'chosen without target labels by {rule}: {text}')
     accuracy = {name: f'{100 * value:.2f} %' for name, value in result['test_accuracy'].items() if value is not None}
     print(f'test accuracy: {accuracy.pop("last")} (' + ', '.join(f'{k} {v}' for k, v in accuracy.items()) + ')')
     print(f'{result["seconds"]:.0f} s on {result["device"]}; everything is in {workdir}/')
+    print(
+        f'next: curves from {workdir}/metrics.jsonl, a JSON row a line; '
+        f'--config.model.pretrained={workdir} begins another run with this network'
+    )
 
 
 def _table() -> None:

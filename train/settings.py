@@ -105,6 +105,7 @@ class Transfer:
     temperature: float = 0.07  # a vote weighs exp(-distance / temperature); 0: all weigh the same
     metric: str = 'cosine'  # or 'euclidean'
     standardize: bool = False  # features, by mean and standard deviation of the labeled images, for the neighbours
+    method: str = 'supervised'  # that fine-tunes
     steps: int = 300  # of fine-tuning
     batch_size: int = 16
     learning_rate: float = 0.03
@@ -216,7 +217,7 @@ def idle(settings: Settings) -> dict[str, str]:
     }.items():
         add(schedule != name, f'with optimizer.schedule={schedule}', *(f'optimizer.{field}' for field in used))
     if not settings.transfer.labels:
-        tuning = ('steps', 'batch_size', 'learning_rate')
+        tuning = ('method', 'steps', 'batch_size', 'learning_rate')
         neighbours = () if 'labeled' not in streams else ('layer', 'k', 'temperature', 'metric', 'standardize')
         add(True, 'without transfer.labels', *(f'transfer.{name}' for name in (*tuning, *neighbours)))
     return reasons

@@ -304,7 +304,7 @@ def make_views(trainer: Trainer, state: TrainState, batch: Batch) -> dict[str, j
         keys = [stream_key(state.seed, view, state.step) for view in of]
         draws = [augmentation.draw(key, x.shape) for key, x in zip(keys, images, strict=True)]
         draws = jax.tree.map(lambda *x: _concatenate(x), *draws)
-        augmented = on_each_device(over_all_seeds(augmentation.apply))(draws, _concatenate(images))
+        augmented = on_each_device(augmentation.apply)(draws, _concatenate(images))
         copies = len(augmented) // sum(map(len, images))
         parts = _split(trainer.model.preprocess(augmented), [copies * len(x) for x in images])
         views |= dict(zip(of, parts, strict=True))
@@ -376,25 +376,6 @@ def on_each_device(f: Callable) -> Callable:
         return f
     batch = jax.P(*mesh.axis_names)
     return jax.shard_map(f, in_specs=batch, out_specs=batch)
-
-
-def over_all_seeds(f: Callable) -> Callable:
-    """Under vmap, calls a per-example function once with the examples of all seeds in one batch.
-
-    RandAugment's loop runs as long as it has work; vmap itself would make every trip compute every operation.
-    """
-    f = jax.custom_batching.custom_vmap(f)
-
-    @f.def_vmap
-    def over_all(seeds, batched, *args):
-        def join(x, has_seeds):
-            x = x if has_seeds else jnp.broadcast_to(x, (seeds, *x.shape))
-            return x.reshape(-1, *x.shape[2:])
-
-        one_batch = jax.tree.map(join, args, tuple(batched))
-        return jax.tree.map(lambda x: x.reshape(seeds, -1, *x.shape[1:]), f(*one_batch)), True
-
-    return f
 
 
 def _concatenate(arrays: Sequence[jax.Array]) -> jax.Array:
