@@ -6,6 +6,7 @@
 The same command continues what was interrupted.
 """
 
+import os
 import pathlib
 import runpy
 import shlex
@@ -49,9 +50,17 @@ def main(argv: list[str]) -> None:
 
 def _run() -> None:
     # Only now: JAX and tfds take seconds, and errors none.
+    from configs import data_sets
     from train import experiment, loop, mesh, run_folder, settings, transfer
 
     run_settings = settings.from_config(_CONFIG.value)
+    if text := data_sets.assumed(run_settings):
+        print(text)
+    idle = settings.idle(run_settings)
+    for name in config_flags.get_override_values(flags.FLAGS['config']):
+        part = name.rpartition('.')[0]
+        if reason := idle.get(name) or idle.get(part):
+            logging.warning('--config.%s has no effect %s.', name, reason)
     workdir = pathlib.Path(_WORKDIR.value or run_folder.default(run_settings))
     logging.set_verbosity(logging.WARNING)  # orbax has much to say
     mesh.configure()
@@ -103,6 +112,11 @@ def _table() -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags and loads the config, with every mistake in them a UserError."""
+    # A config file may look at the data set's description, and is read while flags are parsed.
+    for argument, after in zip(argv, [*argv[1:], ''], strict=True):
+        name, equals, value = argument.partition('=')
+        if name in ('--data_dir', '-data_dir'):
+            os.environ['TFDS_DATA_DIR'] = value if equals else after
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
@@ -111,7 +125,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
         raise _override_error(argv, error) from error
     path = config_flags.get_config_filename(flags.FLAGS['config']) if flags.FLAGS['config'].present else ''
     folder = pathlib.Path(__file__).parent / 'configs'
-    valid = sorted(f'configs/{p.relative_to(folder)}' for p in folder.rglob('*.py') if p.stem != 'common')
+    valid = sorted(
+        f'configs/{p.relative_to(folder)}' for p in folder.rglob('*.py') if p.stem not in ('common', 'data_sets')
+    )
     if not path:
         raise UserError(f'Say what to run, --config=FILE, such as {", ".join(valid)}.')
     if not pathlib.Path(path.split(':')[0]).exists():

@@ -8,7 +8,7 @@
     python main.py --config=configs/dann.py:office_home/art,target=office_home/clipart
     python main.py --config=configs/dann.py:visda/train,target=visda/validation
     python main.py --config=configs/dann.py:domainnet/real,target=domainnet/sketch
-    python main.py --config=configs/dann.py:kmnist,target=mnist                      or any other two prepared sets
+    python main.py --config=configs/dann.py:emnist/digits,target=mnist               or any two with equal classes
 
 methods is one of, or several of with + between,
 

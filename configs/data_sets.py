@@ -120,10 +120,10 @@ def assumed(settings: Settings) -> str:
     names = [name for name, r in records.items() if r is None or (r.recipe is None and not adapts)]
     if not names:
         return ''
-    images = f'brought to {data.image_size}x{data.image_size} pixels' if data.image_size else 'of the size they have'
+    side = data.image_size or get(names[0]).side
     return (
-        f'{" and ".join(names)}: no recipe in configs/data_sets.py, so assumed are images {images}, '
-        f'{"" if data.weak["flip"] else "not "}mirrored, mean and std {data.mean[0]} in {len(data.mean)} channel(s), '
+        f'{" and ".join(names)}: no recipe in configs/data_sets.py, assumed {side}x{side} pixels, '
+        f'{"" if data.weak["flip"] else "not "}mirrored, mean {data.mean}, std {data.std}, '
         f'pad {data.weak["pad"]}, translate {data.strong["translate"]}, cutout {data.strong["cutout"]}, '
         f'{"all" if data.labels == -1 else data.labels} labels, {settings.steps} steps'
     )

@@ -71,8 +71,7 @@ def describe(name: str, data_dir: str | None = None) -> Description:
     """
     builder = find(name, data_dir)
     _check_features(builder, name)
-    if name not in EMBEDDED:
-        check_prepared(builder)
+    check_prepared(builder)
     features = builder.info.features
     splits = {split: info.num_examples for split, info in builder.info.splits.items()}
     return Description(tuple(features['image'].shape), features['label'].num_classes, splits)
