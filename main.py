@@ -53,6 +53,7 @@ def _run() -> None:
     from configs import data_sets
     from train import experiment, loop, mesh, run_folder, settings, transfer
 
+    logging.set_verbosity(logging.WARNING)  # orbax and tfds have much to say
     run_settings = settings.from_config(_CONFIG.value)
     if text := data_sets.assumed(run_settings):
         print(text)
@@ -62,7 +63,6 @@ def _run() -> None:
         if reason := idle.get(name) or idle.get(part):
             logging.warning('--config.%s has no effect %s.', name, reason)
     workdir = pathlib.Path(_WORKDIR.value or run_folder.default(run_settings))
-    logging.set_verbosity(logging.WARNING)  # orbax has much to say
     mesh.configure()
     try:
         result = experiment.run(run_settings, workdir, _DATA_DIR.value)

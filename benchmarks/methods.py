@@ -80,7 +80,7 @@ def prepare(config: str):
 
 def main() -> None:
     """Measures and prints the table."""
-    configs = sorted(p.stem for p in pathlib.Path('configs').glob('*.py') if p.stem != 'common')
+    configs = sorted(p.stem for p in pathlib.Path('configs').glob('*.py') if p.stem not in ('common', 'data_sets'))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='*', default=configs, help='configs, with arguments (default: all)')
     parser.add_argument('--rounds', type=int, default=5, help='measured rounds (default: 5)')

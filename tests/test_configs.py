@@ -272,7 +272,7 @@ def test_domains_of_different_size_are_brought_to_that_of_the_source(prepared):
 def test_a_data_set_that_cannot_be_used_says_why(prepared):
     with pytest.raises(UserError, match=r'imagenette/\S+ is not prepared in .*python -m data.prepare imagenette'):
         fixmatch.get_config('imagenette')
-    with pytest.raises(UserError, match="Unknown data set 'oxford_flower102'[.] Did you mean 'oxford_flowers102'"):
+    with pytest.raises(UserError, match=r"Unknown data set 'oxford_flower102'\. Did you mean 'oxford_flowers102'"):
         fixmatch.get_config('oxford_flower102')
     with pytest.raises(UserError, match="celeb_a is not a data set of images with one 'label' each"):
         data_sets.get('celeb_a')
@@ -340,6 +340,10 @@ def test_mistakes_in_the_argument_of_other_configs_are_named(config, arg, messag
         ({'optimizer.inverse_gamma': -1.0}, 'optimizer.inverse_gamma must be at least 0'),
         ({'ema_decay': 1.01}, 'ema_decay must be from 0 to 1'),
         ({'data.validation': -1}, 'data.validation must be at least 0'),
+        ({'data.unlabeled_ratio': 0}, 'data.unlabeled_ratio must be at least 1'),
+        ({'data.labels': 0}, 'data.labels must be at least 1'),
+        ({'data.mean': (0.5, 0.5)}, 'need one value a channel'),
+        ({'data.mean': ('x',)}, "'mean' must be a tuple of float"),
         ({'data.image_size': -8}, 'data.image_size must be at least 0'),
         ({'data.validation': 10, 'checkpoint_steps': 7, 'eval_steps': 3}, 'checkpoint_steps must be a multiple'),
     ],
@@ -351,6 +355,30 @@ def test_a_key_that_nothing_reads_or_a_value_out_of_range_is_an_error(change, me
         (config[node] if node else config)[leaf] = ml_collections.ConfigDict(value) if value == {} else value
     with pytest.raises(UserError) as error:
         settings_lib.from_config(config)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'data.weak': {'pad': -1}}, 'data.weak.pad must be at least 0, not -1'),
+        ({'data.weak': {'min_area': 1.5}}, 'data.weak.min_area must be from 0 to 1'),
+        ({'data.strong': {'cutout': -1}}, 'data.strong.cutout must be at least 0'),
+        ({'data.strong': {'protocol': 'gogle'}}, "Did you mean 'google'"),
+        ({'data.strong': {'ops': ()}}, 'data.strong.ops must name at least one operation'),
+        ({'data.strong': {'ops': (1, 2)}}, "'ops' must be a tuple of str"),
+        ({'data.rotated': {'copies': 3}}, 'data.rotated.copies must be 4, or 1, not 3'),
+        ({'model': {'blocks': (1.5,)}}, "'blocks' must be a tuple of int"),
+        ({'model': {'name': 'resnet'}}, "Unknown model 'resnet'"),
+    ],
+)
+def test_impossible_augmentations_and_networks_are_refused(change, message):
+    config = fixmatch.get_config().unlock()
+    for key, fields in change.items():
+        config.update_from_flattened_dict({f'{key}.{name}': value for name, value in fields.items()})
+    settings = settings_lib.from_config(config)
+    with pytest.raises(UserError) as error:
+        step_lib.Trainer.create(settings, DataSpec(10, (8, 8, 1), np.arange(10), 10, {'labeled': 1, 'unlabeled': 1}))
     assert message in str(error.value)
 
 
