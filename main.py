@@ -6,6 +6,7 @@
 The same command continues what was interrupted.
 """
 
+import os
 import pathlib
 import runpy
 import shlex
@@ -48,28 +49,41 @@ def main(argv: list[str]) -> None:
 
 
 def _run() -> None:
-    from train import loop, mesh, run_folder, settings, transfer  # only now: JAX and tfds take seconds, and errors none
+    # Only now: JAX and tfds take seconds, and errors none.
+    from configs import data_sets
+    from train import experiment, loop, mesh, run_folder, settings, transfer
 
-    run = settings.from_config(_CONFIG.value)
-    workdir = pathlib.Path(_WORKDIR.value or run_folder.default(run))
-    logging.set_verbosity(logging.WARNING)  # orbax has much to say
+    logging.set_verbosity(logging.WARNING)  # orbax and tfds have much to say
+    run_settings = settings.from_config(_CONFIG.value)
+    if text := data_sets.assumed(run_settings):
+        print(text)
+    idle = settings.idle(run_settings)
+    for name in config_flags.get_override_values(flags.FLAGS['config']):
+        part = name.rpartition('.')[0]
+        if reason := idle.get(name) or idle.get(part):
+            logging.warning('--config.%s has no effect %s.', name, reason)
+    workdir = pathlib.Path(_WORKDIR.value or run_folder.default(run_settings))
     mesh.configure()
     try:
-        result = loop.run(run, workdir, _DATA_DIR.value)
+        result = experiment.run(run_settings, workdir, _DATA_DIR.value)
     except loop.Interrupted as interruption:
         print(interruption, file=sys.stderr)
         sys.exit(128 + interruption.signal_number)
     if 'transfer' in result:
         print(transfer.table(result['transfer']))
-    for rule, found in result.get('selection', {}).items():
-        chosen = 'no step, as predictions have collapsed'
-        if found['step'] is not None:
-            distance = f'proxy A-distance {found["a_distance"]:.2f}'
-            chosen = f'{100 * found["test_accuracy"]:.2f} % (step {found["step"]}, {distance})'
-        print(f'chosen without target labels by {rule}: {chosen}')
+    for rule, choice in result.get('selection', {}).items():
+        text = 'no step, as predictions have collapsed'
+        if choice['step'] is not None:
+            distance = f'proxy A-distance {choice["a_distance"]:.2f}'
+            text = f'{100 * choice["test_accuracy"]:.2f} % (step {choice["step"]}, {distance})'
+        print(f'chosen without target labels by {rule}: {text}')
     accuracy = {name: f'{100 * value:.2f} %' for name, value in result['test_accuracy'].items() if value is not None}
     print(f'test accuracy: {accuracy.pop("last")} (' + ', '.join(f'{k} {v}' for k, v in accuracy.items()) + ')')
     print(f'{result["seconds"]:.0f} s on {result["device"]}; everything is in {workdir}/')
+    print(
+        f'next: curves from {workdir}/metrics.jsonl, a JSON row a line; '
+        f'--config.model.pretrained={workdir} begins another run with this network'
+    )
 
 
 def _table() -> None:
@@ -98,6 +112,11 @@ def _table() -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags and loads the config, with every mistake in them a UserError."""
+    # A config file may look at the data set's description, and is read while flags are parsed.
+    for argument, after in zip(argv, [*argv[1:], ''], strict=True):
+        name, equals, value = argument.partition('=')
+        if name in ('--data_dir', '-data_dir'):
+            os.environ['TFDS_DATA_DIR'] = value if equals else after
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
@@ -106,7 +125,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
         raise _override_error(argv, error) from error
     path = config_flags.get_config_filename(flags.FLAGS['config']) if flags.FLAGS['config'].present else ''
     folder = pathlib.Path(__file__).parent / 'configs'
-    valid = sorted(f'configs/{p.relative_to(folder)}' for p in folder.rglob('*.py') if p.stem != 'common')
+    valid = sorted(
+        f'configs/{p.relative_to(folder)}' for p in folder.rglob('*.py') if p.stem not in ('common', 'data_sets')
+    )
     if not path:
         raise UserError(f'Say what to run, --config=FILE, such as {", ".join(valid)}.')
     if not pathlib.Path(path.split(':')[0]).exists():

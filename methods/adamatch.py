@@ -42,10 +42,10 @@ class AdaMatch(Method):
     interpolation: bool = True  # random logit interpolation
     decay: float = 0.999  # of the moving average of labeled predictions
     average: int = 128  # batches of the moving average of unlabeled predictions
-    batch_norm: str = JOINT  # 'joint', 'no_grad' or 'separate', see methods/base.py
+    statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
     def views(self) -> dict[View, str]:
-        weak, strong = weak_and_strong(self.batch_norm)
+        weak, strong = weak_and_strong(self.statistics)
         return {LABELED: JOINT, LABELED_STRONG: strong, WEAK: weak, STRONG: strong}
 
     def init_state(self, data: DataSpec) -> dict:

@@ -48,7 +48,7 @@ IMAGES = 'images'  # not in the joint batch: the method passes the images to `In
 POLICIES = (JOINT, SEPARATE, NO_GRAD, IMAGES)  # a view that two methods ask for gets the first of theirs
 
 
-def weak_and_strong(batch_norm: str) -> tuple[str, str]:
+def weak_and_strong(statistics: str) -> tuple[str, str]:
     """Returns the policies of the weak and of the strong views of consistency methods, from one word.
 
     joint: One batch, as in FixMatch's official code.
@@ -60,9 +60,9 @@ def weak_and_strong(batch_norm: str) -> tuple[str, str]:
         UserError: It is none of these.
     """
     policies = {JOINT: (JOINT, JOINT), NO_GRAD: (NO_GRAD, JOINT), SEPARATE: (JOINT, SEPARATE)}
-    if batch_norm not in policies:
-        raise unknown('batch-norm policy', batch_norm, policies)
-    return policies[batch_norm]
+    if statistics not in policies:
+        raise unknown('batch-norm policy', statistics, policies)
+    return policies[statistics]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,10 +30,10 @@ class CoMatch(Method):
     embedding: int = 64  # dimensions
     batches: int = 5  # that the memory holds
     average: int = 32  # batches that alignment averages over
-    batch_norm: str = JOINT  # 'joint', 'no_grad' or 'separate', see methods/base.py
+    statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
     def views(self) -> dict[View, str]:
-        weak, strong = weak_and_strong(self.batch_norm)
+        weak, strong = weak_and_strong(self.statistics)
         return {LABELED: JOINT, WEAK: weak, STRONG: strong, STRONG2: strong}
 
     def heads(self) -> dict[str, tuple[int, ...]]:

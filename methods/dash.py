@@ -40,14 +40,14 @@ class Dash(Method):
     decays: float = 102.4  # how often the threshold falls by gamma
     warm_up: float = 1 / 512  # fraction of training before: 2048 of 2^20 steps
     select: str = 'strong'  # view whose loss is compared with rho: 'strong' (paper) or 'weak'
-    batch_norm: str = JOINT  # 'joint', 'no_grad' or 'separate', see methods/base.py
+    statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
     def __post_init__(self):
         if self.select not in ('strong', 'weak'):
             raise unknown('view that Dash selects by', self.select, ('strong', 'weak'))
 
     def views(self) -> dict[View, str]:
-        weak, strong = weak_and_strong(self.batch_norm)
+        weak, strong = weak_and_strong(self.statistics)
         return {LABELED: JOINT, WEAK: weak, STRONG: strong}
 
     def init_state(self, data: DataSpec) -> dict:

@@ -15,7 +15,7 @@ class FixMatch(Method):
     """Equation 4: the mean over ALL unlabeled images of 1(max q >= threshold) H(argmax q, p(strong)).
 
     In the official code labeled, weak and strong images pass the network as one batch, so batch norm takes its
-    statistics from all of them: batch_norm 'joint'. With 'no_grad' it takes them from the labeled and the strong
+    statistics from all of them: statistics 'joint'. With 'no_grad' it takes them from the labeled and the strong
     images, and the weak ones, which are only looked at, need no backward pass. With 'separate' the strong images have
     statistics of their own, and evaluation uses those of the labeled and the weak ones.
 
@@ -27,10 +27,10 @@ class FixMatch(Method):
     weight: float = 1.0  # lambda_u
     temperature: float = 0.0  # of soft labels; 0 gives hard ones
     alignment: bool = False  # distribution alignment
-    batch_norm: str = JOINT  # 'joint', 'no_grad' or 'separate', see methods/base.py
+    statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
     def views(self) -> dict[View, str]:
-        weak, strong = weak_and_strong(self.batch_norm)
+        weak, strong = weak_and_strong(self.statistics)
         return {WEAK: weak, STRONG: strong}
 
     def init_state(self, data: DataSpec) -> dict:

@@ -21,10 +21,10 @@ class FlexMatch(Method):
     threshold: float = 0.95  # tau: for the best-learned class, and to be counted
     weight: float = 1.0
     warm_up: bool = True  # equation 11
-    batch_norm: str = JOINT  # 'joint', 'no_grad' or 'separate', see methods/base.py
+    statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
     def views(self) -> dict[View, str]:
-        weak, strong = weak_and_strong(self.batch_norm)
+        weak, strong = weak_and_strong(self.statistics)
         return {WEAK: weak, STRONG: strong}
 
     def init_state(self, data: DataSpec) -> dict:

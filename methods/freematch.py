@@ -23,10 +23,10 @@ class FreeMatch(Method):
     weight: float = 1.0  # w_u
     fairness_weight: float = 0.001  # w_f; USB's settings; 0.01 in its code's default and TorchSSL's CIFAR-10
     decay: float = 0.999  # lambda of the moving averages
-    batch_norm: str = JOINT  # 'joint', 'no_grad' or 'separate', see methods/base.py
+    statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
     def views(self) -> dict[View, str]:
-        weak, strong = weak_and_strong(self.batch_norm)
+        weak, strong = weak_and_strong(self.statistics)
         return {WEAK: weak, STRONG: strong}
 
     def init_state(self, data: DataSpec) -> dict:

@@ -22,10 +22,10 @@ class SoftMatch(Method):
     sigmas: float = 2.0  # the Gaussian is narrower by this factor, in TorchSSL and USB
     decay: float = 0.999  # m of the moving averages
     alignment: bool = True  # UA
-    batch_norm: str = JOINT  # 'joint', 'no_grad' or 'separate', see methods/base.py
+    statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
     def views(self) -> dict[View, str]:
-        weak, strong = weak_and_strong(self.batch_norm)
+        weak, strong = weak_and_strong(self.statistics)
         return {WEAK: weak, STRONG: strong}
 
     def init_state(self, data: DataSpec) -> dict:

@@ -19,10 +19,10 @@ class UDA(Method):
     threshold: float = 0.8
     temperature: float = 0.4
     weight: float = 1.0
-    batch_norm: str = JOINT  # 'joint', 'no_grad' or 'separate', see methods/base.py
+    statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
     def views(self) -> dict[View, str]:
-        weak, strong = weak_and_strong(self.batch_norm)
+        weak, strong = weak_and_strong(self.statistics)
         return {WEAK: weak, STRONG: strong}
 
     def loss(self, inputs: Inputs, state: tuple) -> Loss:

@@ -17,7 +17,11 @@ from train.settings import Settings
 
 RULES = ('last', 'median_last_20', 'selected', 'best_on_test')
 EVALUATIONS = ('neighbours', 'linear_probe', 'finetune')  # of features learned without labels, train/transfer.py
-CONFIGS = [module.name for module in pkgutil.iter_modules(configs.__path__) if module.name not in ('common', 'tables')]
+CONFIGS = [
+    module.name
+    for module in pkgutil.iter_modules(configs.__path__)
+    if module.name not in ('common', 'data_sets', 'tables')
+]
 
 
 @dataclasses.dataclass(frozen=True)

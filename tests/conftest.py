@@ -18,7 +18,9 @@ import pytest
 import configs
 from train import settings as settings_lib
 
-CONFIGS = sorted(p.stem for p in pathlib.Path(configs.__path__[0]).glob('*.py') if p.stem not in ('common', '__init__'))
+CONFIGS = sorted(
+    p.stem for p in pathlib.Path(configs.__path__[0]).glob('*.py') if p.stem not in ('common', 'data_sets')
+)
 
 TINY = {
     'batch_size': 4,

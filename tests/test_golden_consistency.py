@@ -934,6 +934,6 @@ def test_gradients_and_states_are_finite_at_extreme_logits(name, values, scale):
     [('joint', 'joint', 'joint'), ('no_grad', 'no_grad', 'joint'), ('separate', 'joint', 'separate')],
 )
 def test_one_word_says_which_statistics_normalise_the_views(name, word, weak, strong):
-    for view, policy in methods.create(name, {'batch_norm': word}).views().items():
+    for view, policy in methods.create(name, {'statistics': word}).views().items():
         expected = {WEAK: weak, LABELED: 'joint'}.get(view, strong)
         assert policy == expected, view

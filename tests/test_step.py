@@ -130,7 +130,7 @@ def test_supervised_reads_no_unlabeled_image(start):
 
 def test_unknown_batch_norm_policy_is_named(start):
     with pytest.raises(UserError, match=r"Unknown batch-norm policy 'no-grad'\. Did you mean 'no_grad'"):
-        start(**{'methods.fixmatch.batch_norm': 'no-grad'})
+        start(**{'methods.fixmatch.statistics': 'no-grad'})
 
 
 def test_two_methods_that_need_different_heads_of_one_name_are_named(start):
@@ -152,7 +152,7 @@ def test_values_that_a_method_does_not_have_are_named(start, name, field, value)
 
 @pytest.mark.parametrize('policy', ['joint', 'no_grad'])
 def test_running_statistics_come_from_all_three_views(start, policy):
-    trainer, state, batch = start(**{'methods.fixmatch.batch_norm': policy})
+    trainer, state, batch = start(**{'methods.fixmatch.statistics': policy})
     images = views_lib.make_views(trainer, state, batch)
     assert sorted(images) == [LABELED, STRONG, WEAK]
     # The first batch norm sees the first convolution's output.
@@ -168,7 +168,7 @@ def test_running_statistics_come_from_all_three_views(start, policy):
 def test_gradient_without_the_weak_view_equals_finite_differences(start):
     """Under no_grad the weak view is a constant, so the step's gradient is that of a plain function."""
     trainer, state, batch = start(
-        **{'methods.fixmatch.threshold': 0.0, 'methods.fixmatch.batch_norm': 'no_grad', 'ema_decay': 0.0}
+        **{'methods.fixmatch.threshold': 0.0, 'methods.fixmatch.statistics': 'no_grad', 'ema_decay': 0.0}
     )
     images = views_lib.make_views(trainer, state, batch)
     outputs, _ = losses.forward(trainer, state.params, state, images)
@@ -276,7 +276,7 @@ def test_a_batch_that_does_not_divide_over_the_devices_uses_fewer(caplog):
 
 
 def test_separate_views_have_statistics_of_their_own_and_evaluation_those_of_the_clean_ones(start):
-    trainer, state, batch = start(**{'methods.fixmatch.batch_norm': 'separate'})
+    trainer, state, batch = start(**{'methods.fixmatch.statistics': 'separate'})
     images = views_lib.make_views(trainer, state, batch)
     outputs, _ = losses.forward(trainer, state.params, state, images)
     variables = {'params': state.params, 'batch_stats': state.batch_stats}
@@ -300,7 +300,7 @@ def test_two_methods_that_set_the_running_statistics_are_named(start):
 def test_two_methods_that_want_one_view_joint_and_separate_are_named(start):
     trainer = start()[0]
     settings = dataclasses.replace(
-        trainer.settings, methods={'supervised': {}, 'uda': {}, 'fixmatch': {'batch_norm': 'separate'}}
+        trainer.settings, methods={'supervised': {}, 'uda': {}, 'fixmatch': {'statistics': 'separate'}}
     )
     with pytest.raises(UserError, match="want unlabeled.strong 'joint' and 'separate'"):
         _ = step_lib.Trainer.create(settings, trainer.data).views

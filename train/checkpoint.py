@@ -1,4 +1,4 @@
-"""Checkpoints of the train state. The only place that knows orbax, whose v1 API is still 'experimental'."""
+"""Checkpoints of the train state. The only place that knows orbax."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,7 @@ import pathlib
 import jax
 import numpy as np
 from absl import logging
-from orbax.checkpoint.experimental import v1 as ocp
+from orbax.checkpoint import v1 as ocp
 
 from errors import UserError, first_line
 from models import pretrained
@@ -36,15 +36,24 @@ class Checkpoints(contextlib.AbstractContextManager):
         )
 
     def save(self, step: int, state: TrainState, validation_accuracy: float | None) -> None:
-        """Starts writing the state in the background. Waits for an earlier write to end."""
+        """Starts writing the state in the background. Waits for an earlier write to end.
+
+        Args:
+            step: Steps done.
+            state: The state after them.
+            validation_accuracy: By which the best checkpoint is kept; None where it was not measured.
+        """
         metrics = None if validation_accuracy is None else {'validation_accuracy': validation_accuracy}
         self._checkpointer.save_async(step, _as_dict(state), metrics=metrics)
 
     def latest(self, like: TrainState) -> TrainState | None:
         """Returns the newest state that can be read, None where nothing has been saved.
 
-        like: a state of the same shapes, types and shardings.
-        Raises UserError where there are checkpoints and none can be read.
+        Args:
+            like: A state of the same shapes, types and shardings.
+
+        Raises:
+            UserError: Where there are checkpoints and none can be read.
         """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _as_dict(like))
         damaged = []
@@ -74,7 +83,11 @@ class Checkpoints(contextlib.AbstractContextManager):
 def weights(source: str) -> pretrained.Weights:
     """Returns the averaged network of a run's last checkpoint, to begin another run with.
 
-    source: the run's folder. Raises UserError where it holds none.
+    Args:
+        source: The run's folder.
+
+    Raises:
+        UserError: Where it holds no checkpoint that can be read.
     """
     folder = pathlib.Path(source).expanduser()
     try:
