@@ -150,15 +150,15 @@ class Command:
         if self._earlier is None:
             raise UserError(f'{self.folder} holds no table.json: make the table first, or name its --workdir.')
         runs = {_key(run): run for run in self.runs}
-        methods = {(cell['row'], cell['column']): cell['settings']['methods'] for cell in self._earlier['cells']}
         stale: dict[str, list[str]] = {}
         why: dict[str, set[str]] = {}
         for key, entry in self._recorded.items():
-            row, column, name = key
+            row, _, name = key
             if key not in runs:
                 changed = ['settings']
             elif record.is_stale(runs[key], entry):
-                changed = provenance.changed(methods[row, column], entry['commit']) or ['code unknown to git']
+                methods = record.methods_of(runs[key])
+                changed = provenance.changed(methods, entry['commit']) or ['code unknown to git']
             else:
                 continue
             stale.setdefault(row, []).append(name)

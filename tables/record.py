@@ -114,7 +114,12 @@ def choose(
 
 def is_stale(run: Run, entry: Mapping[str, Any]) -> bool:
     """Returns whether the entry of a run was made by other code than the present."""
-    return entry['sources'] != _digest(tuple(run.settings.methods))
+    return entry['sources'] != _digest(methods_of(run))
+
+
+def methods_of(run: Run) -> tuple[str, ...]:
+    """Returns the names of the methods that a run uses."""
+    return tuple(run.settings.methods)
 
 
 @functools.cache

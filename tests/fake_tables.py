@@ -4,7 +4,7 @@ import json
 
 from ml_collections import ConfigDict
 
-from tables import spec
+from tables import record, spec
 from train import provenance
 
 SMALL = ('steps=4', 'eval_steps=2', 'model.blocks=(1,)')
@@ -36,7 +36,7 @@ def write_run(folder, run, accuracy, **changes) -> None:
         'seconds': 20.0,
         'device': '1 x cpu',
         'git_commit': 'abc',
-        'sources': provenance.digest(run.settings.methods),
+        'sources': provenance.digest(record.methods_of(run)),
         **changes,
     }
     (path / 'result.json').write_text(json.dumps(result))

@@ -4,12 +4,13 @@ Both are those of the start of the process: a run may last for days, and files b
 """
 
 import ast
+import functools
 import hashlib
 import io
 import pathlib
 import subprocess
 import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ('data', 'methods', 'models', 'train')
@@ -66,6 +67,7 @@ def changed(methods: Iterable[str], since: str | None) -> list[str]:
     return [name for name, source in old.items() if source is None or code(source) != code(_sources[name])]
 
 
+@functools.cache
 def code(source: str) -> str:
     """Returns Python source without comments, docstrings and empty lines."""
     lines = source.splitlines()
@@ -90,7 +92,9 @@ def _git(*command: str) -> str | None:
         return None
 
 
-def _imports(source: str) -> Iterator[str]:
+@functools.cache
+def _imports(source: str) -> tuple[str, ...]:
+    files = []
     for node in ast.walk(ast.parse(source)):
         names = []
         if isinstance(node, ast.Import):
@@ -102,7 +106,8 @@ def _imports(source: str) -> Iterator[str]:
             # Every package on the way is imported, too.
             for i in range(1, len(parts) + 1):
                 path = '/'.join(parts[:i])
-                yield from (f'{path}.py', f'{path}/__init__.py')
+                files += [f'{path}.py', f'{path}/__init__.py']
+    return tuple(files)
 
 
 read()
