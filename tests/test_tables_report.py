@@ -65,7 +65,7 @@ def test_every_run_is_accounted_for():
 
 def expected_bold(table):
     """The rule in other words: one-sample tests of the differences of accuracies, in a matrix with NaN for gaps."""
-    found = set()
+    best_cells = set()
     for column in table['columns']:
         matrix = np.full((len(table['rows']), len(table['seeds'])), np.nan)
         for cell in table['cells']:
@@ -78,8 +78,8 @@ def expected_bold(table):
             if other != best and len(difference) > 1:
                 wins.append(difference.mean() > 0 and stats.ttest_1samp(difference, 0).pvalue < 0.05)
         if wins and all(wins):
-            found.add((table['rows'][best], column))
-    return found
+            best_cells.add((table['rows'][best], column))
+    return best_cells
 
 
 @pytest.mark.parametrize('error', [False, True])
@@ -178,9 +178,9 @@ def test_a_difference_of_rounding_is_none():
     ],
 )
 def test_ours_beside_the_papers(text, flip, paper, mean, std, difference, where):
-    found = report.compare(report.Cell({0: 19.0, 1: 21.0}, {}, ()), text, flip)
-    assert (found.paper, found.std, found.where) == (paper, std, where)
-    np.testing.assert_allclose((found.mean, found.difference), (mean, difference))
+    comparison = report.compare(report.Cell({0: 19.0, 1: 21.0}, {}, ()), text, flip)
+    assert (comparison.paper, comparison.std, comparison.where) == (paper, std, where)
+    np.testing.assert_allclose((comparison.mean, comparison.difference), (mean, difference))
 
 
 @pytest.mark.parametrize('cell', [None, report.Cell({}, {0: 'why'}, (1,))])

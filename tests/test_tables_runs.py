@@ -202,7 +202,6 @@ def working_directory(pid):
     ('arguments', 'message'),
     [
         (['--config=configs/supervised.py', '--list'], '--list is for tables'),
-        (['--config=configs/tables/digits.py', '--config.shown=lats'], "Did you mean 'last'"),
         (['--config=configs/tables/digits.py', '--jobs=0'], 'jobs'),
         (['--config=configs/tables/digitz.py'], "Did you mean 'configs/tables/digits.py'"),
         (['--config=configs/tables/digits.py', '--config.seedz=(0,)'], "Did you mean 'seeds'"),
