@@ -60,18 +60,19 @@ class Command:
         """
         self._check_nothing_is_lost()
         cells = self.unfinished()
-        todo, failures = sum(map(len, cells)), {}
+        todo = sum(map(len, cells))
+        failures: dict[str, str] = {}
         start, done = time.monotonic(), 0
 
         def tell(run: spec.Run, failure: str | None) -> None:
             nonlocal done
             done += 1
-            text = failure
             if failure is None:
-                value = record.of_folder(self.table, run, RUNS / run.name)['values'][self.table.shown]
+                entry = record.of_folder(self.table, run, RUNS / run.name)
+                value = entry['values'][self.table.shown] if entry else None
                 text = 'finished' if value is None else f'{100 * value:.2f} %'
             else:
-                failures[run.name] = failure
+                text = failures[run.name] = failure
             left = (time.monotonic() - start) / done * (todo - done)
             print(
                 f'[{done}/{todo}] {run.row}, {run.column}, seed {run.settings.seed}: {text}; {duration(left)} left',
@@ -96,7 +97,8 @@ class Command:
 
     def unfinished(self) -> list[list[spec.Run]]:
         """Returns the runs that are to be made, a run that two cells share once, the seeds of a cell in one list."""
-        cells, names = {}, set()
+        cells: dict[tuple[str, str], list[spec.Run]] = {}
+        names = set()
         for run in self.runs:
             entry = self._entry(run)
             if run.name not in names and (entry is None or (self._renew and record.is_stale(run, entry))):
@@ -118,7 +120,7 @@ class Command:
         left: dict[str, float | None] = {}  # seconds of each run
         for (row, column), runs in cells.items():
             seconds = runner.seconds(self.table, runs[0], measured)
-            states = collections.Counter()
+            states: collections.Counter[str] = collections.Counter()
             for run in runs:
                 step = 0
                 if entry := self._entry(run):

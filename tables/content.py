@@ -83,7 +83,7 @@ def _beside(table: Mapping[str, Any], paper: Mapping[str, Any]) -> Block:
     cells, keys = report.cells(table, table['shown']), report.compared(table, paper)
     flip, spread = bool(table['error']) != bool(paper['error']), False
     columns = [column for column in table['columns'] if column in {key[1] for key in keys}]
-    rows = [(row, []) for row in table['rows'] if row in {key[0] for key in keys}]
+    rows: list[tuple[str, list[Text]]] = [(row, []) for row in table['rows'] if row in {key[0] for key in keys}]
     for row, texts in rows:
         for column in columns:
             ours, mark = _text(table, cells, row, column), ''

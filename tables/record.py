@@ -105,8 +105,8 @@ def choose(
         recorded: Entries of an earlier table.json, see `known`.
         renew: Prefer what the present code made: the folder then replaces a recorded result of other code.
     """
-    entries = [recorded.get((run.row, run.column, run.name)), of_folder(table, run, folder / run.name)]
-    entries = [entry for entry in entries if entry is not None]
+    both = recorded.get((run.row, run.column, run.name)), of_folder(table, run, folder / run.name)
+    entries = [entry for entry in both if entry is not None]
     if renew:
         entries.sort(key=lambda entry: is_stale(run, entry))  # stable: of two alike the recorded one
     return entries[0] if entries else None

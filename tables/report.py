@@ -5,6 +5,7 @@ They are accuracies or, with table['error'], error rates: 100 less the accuracy,
 
 import dataclasses
 import decimal
+import math
 import re
 import statistics
 from collections.abc import Collection, Mapping, Sequence
@@ -45,9 +46,9 @@ class Cell:
         return len(self.values)
 
     @property
-    def mean(self) -> float | None:
-        """Over the seeds, None without a value."""
-        return statistics.fmean(self.values.values()) if self.values else None
+    def mean(self) -> float:
+        """Over the seeds, NaN without a value."""
+        return statistics.fmean(self.values.values()) if self.values else math.nan
 
     @property
     def std(self) -> float | None:
@@ -97,7 +98,10 @@ def cells(table: Mapping[str, Any], rule: str) -> dict[Key, Cell]:
     sign = -1 if table['error'] else 1
     for column in table['columns']:
         rivals = {key: cell for key, cell in results.items() if key[1] == column and cell.n}
-        best = max(rivals, key=lambda key: sign * rivals[key].mean, default=None)
+        if not rivals:
+            continue
+        means = {key: sign * cell.mean for key, cell in rivals.items()}
+        best = max(means, key=means.__getitem__)
         tests = [_better(rivals[best].values, rivals[key].values, sign) for key in rivals if key != best]
         tests = [test for test in tests if test is not None]
         if tests and all(tests):

@@ -88,7 +88,9 @@ def make(
                     _wait_for_memory(processes)
                     process = _start(slot, jobs, gpus, log)
                     processes.add(process)
-                if stopped:  # since it was asked
+                assert process.stdin is not None  # both are pipes
+                assert process.stdout is not None
+                if stopped:  # since the loop asked
                     _stop(process)
                 settings = [run.settings for run in left.values()]
                 folders = [folder / name for name in left]
@@ -166,6 +168,7 @@ def _start(slot: int, jobs: int, gpus: Sequence[str], log) -> subprocess.Popen:
 def _stop(process: subprocess.Popen) -> None:
     """Makes a worker save and end: by the signal, and by the end of its input in case that it misses the signal."""
     process.send_signal(signal.SIGTERM)
+    assert process.stdin is not None  # a pipe
     with contextlib.suppress(OSError, ValueError):
         process.stdin.close()
 

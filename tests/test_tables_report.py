@@ -56,7 +56,8 @@ def test_every_run_is_accounted_for():
     assert cells['a', 'c'] == report.Cell({0: 50.0}, {1: 'why'}, (2,))
     assert (cells['a', 'c'].n, cells['a', 'c'].mean, cells['a', 'c'].std) == (1, 50.0, None)
     assert cells['a', 'd'] == report.Cell({}, {}, (0, 1, 2, 3))
-    assert (cells['a', 'd'].mean, cells['a', 'd'].std) == (None, None)
+    assert math.isnan(cells['a', 'd'].mean)
+    assert cells['a', 'd'].std is None
     assert ('b', 'd') not in cells
 
 
