@@ -10,7 +10,7 @@ import io
 import pathlib
 import subprocess
 import tokenize
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ('data', 'methods', 'models', 'train')
@@ -94,7 +94,10 @@ def _git(*command: str) -> str | None:
 
 @functools.cache
 def _imports(source: str) -> tuple[str, ...]:
-    files = []
+    return tuple(_imported(source))
+
+
+def _imported(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         names = []
         if isinstance(node, ast.Import):
@@ -106,8 +109,7 @@ def _imports(source: str) -> tuple[str, ...]:
             # Every package on the way is imported, too.
             for i in range(1, len(parts) + 1):
                 path = '/'.join(parts[:i])
-                files += [f'{path}.py', f'{path}/__init__.py']
-    return tuple(files)
+                yield from (f'{path}.py', f'{path}/__init__.py')
 
 
 read()
