@@ -1,5 +1,6 @@
 """What the log says of pseudo-labels, and when it warns."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -67,22 +68,24 @@ def test_many_of_a_class_or_none_at_all_are_no_collapse(caplog):
     assert not follow([labels(0.6)] * 20 + [labels(None, None)] * 20, caplog)
 
 
-@pytest.mark.parametrize('threshold', [1.1, 0.0])
-def test_a_run_logs_and_warns_of_pseudo_labels(threshold, make_settings, data_dir, tmp_path, caplog):
-    settings = make_settings('fixmatch', steps=4, **{'methods.fixmatch.threshold': threshold})
-    run_lib.run(settings, tmp_path / 'run', data_dir)
+def test_a_run_logs_and_warns_of_pseudo_labels(make_settings, data_dir, tmp_path, caplog):
+    """Of one method that uses no pseudo-label, and of one that uses all."""
+    settings = make_settings('fixmatch', steps=4)
+    methods = {'supervised': {}, 'fixmatch': {'threshold': 1.1}, 'pseudo_label': {'threshold': 0.0}}
+    run_lib.run(dataclasses.replace(settings, methods=methods), tmp_path / 'run', data_dir)
+    assert caplog.text.count('fixmatch/loss was exactly 0') == 1
+    assert 'pseudo_label/loss was exactly 0' not in caplog.text
     rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
     rows = [row for row in rows if 'fixmatch/loss' in row]
     assert len(rows) == 2
     for row in rows:
+        assert row['fixmatch/mask_rate'] == row['fixmatch/loss'] == 0
+        assert row['fixmatch/pseudo_label_accuracy'] is row['fixmatch/pseudo_label_entropy'] is None
         assert 0 <= row['fixmatch/pseudo_label_accuracy_all'] <= 1
-        if threshold > 1:
-            assert row['fixmatch/mask_rate'] == row['fixmatch/loss'] == 0
-            assert row['fixmatch/pseudo_label_accuracy'] is row['fixmatch/pseudo_label_entropy'] is None
-        else:
-            assert 0 <= row['fixmatch/pseudo_label_entropy'] <= np.log(10) + 1e-6
-            assert 0.1 <= row['fixmatch/pseudo_label_top_class_share'] <= 1
-    assert caplog.text.count('fixmatch/loss was exactly 0') == (threshold > 1)
+        assert row['pseudo_label/mask_rate'] == 1
+        assert row['pseudo_label/pseudo_label_accuracy'] == row['pseudo_label/pseudo_label_accuracy_all']
+        assert 0 <= row['pseudo_label/pseudo_label_entropy'] <= np.log(10) + 1e-6
+        assert 0.1 <= row['pseudo_label/pseudo_label_top_class_share'] <= 1
 
 
 @pytest.mark.parametrize(

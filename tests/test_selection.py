@@ -70,7 +70,7 @@ def test_the_distance_is_of_images_that_were_not_learned_from():
 def test_domains_far_apart_have_finite_weights():
     a, b = rng(0).standard_normal((200, 3)), rng(1).standard_normal((200, 3)) + 50
     for query in (a, b, b + 1e4):
-        assert np.isfinite(selection.density_ratio(a, b, of)[0]).all()
+        assert np.isfinite(selection.density_ratio(a, b, query)[0]).all()
 
 
 # Scores
@@ -186,10 +186,10 @@ def test_what_is_saved_is_what_was_seen(tmp_path):
     arrays, _ = saved_arrays(0)
     saved(tmp_path, [(arrays, 0.5)])
     assert [path.name for path in (tmp_path / 'features').iterdir()] == ['0.npz']
-    with np.load(tmp_path / 'features/0.npz') as arrays:
-        assert set(arrays) == set(arrays)
+    with np.load(tmp_path / 'features/0.npz') as file:
+        assert set(file) == set(arrays)
         for name, x in arrays.items():
-            np.testing.assert_allclose(arrays[name], x, rtol=1e-3 if name.endswith('features') else 1e-6, atol=1e-4)
+            np.testing.assert_allclose(file[name], x, rtol=1e-3 if name.endswith('features') else 1e-6, atol=1e-4)
 
 
 def test_the_step_with_the_best_score_is_chosen(tmp_path):
@@ -369,4 +369,4 @@ def test_features_beyond_half_precision_can_be_saved_and_chosen_from(tmp_path):
     logits = {part: np.eye(4)[np.arange(40) % 4] for part in features}
     selection.save(tmp_path / 'features', 5, features, logits)
     chosen = selection.choose(tmp_path / 'features', [{'step': 5, 'test_accuracy': 0.5}], np.arange(40) % 4)
-    assert {arrays['step'] for arrays in chosen.values()} == {5}
+    assert {choice['step'] for choice in chosen.values()} == {5}
