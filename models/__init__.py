@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from errors import UserError, build, defaults, unknown
+from errors import UserError, build, unknown
 from models import pretrained
 from models.efficientnet import EfficientNetLite0
 from models.lenet import DTN, LeNet
@@ -281,15 +281,6 @@ def _find(name: str) -> tuple[type[nn.Module], dict[str, Any]]:
 def _fields(kind: type[nn.Module]) -> list[dataclasses.Field]:
     own = [field for field in dataclasses.fields(kind) if field.name not in ('parent', 'name')]
     return [*dataclasses.fields(Common), *own]
-
-
-def settings(name: str) -> dict[str, Any]:
-    """Returns {setting: default} of a network: those of all networks and its own. Raises UserError for its name."""
-    if name not in MODELS:
-        raise unknown('model', name, MODELS)
-    kind, fields = MODELS[name]
-    common = {'pretrained': '', 'resolution': 0, 'crop': 0.0}
-    return {**common, **defaults(kind, 'parent', 'name', 'num_classes', 'heads'), **fields}
 
 
 def create(

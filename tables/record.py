@@ -119,7 +119,7 @@ def is_stale(run: Run, entry: Mapping[str, Any]) -> bool:
 
 def methods_of(run: Run) -> tuple[str, ...]:
     """Returns the names of the methods that a run uses."""
-    return tuple(run.settings.methods)
+    return tuple(provenance.used_methods(dataclasses.asdict(run.settings)))
 
 
 @functools.cache
@@ -184,7 +184,7 @@ def protocol(table: Table, column: str, settings: Settings) -> dict[str, str]:
         blocks = model['blocks']
         backbone = f'WRN-{1 + 2 * sum(blocks) + len(blocks)}-{model["width"]}'
     tags = {
-        'augmentation': data.strong['protocol'] if any(map(_is_strong, views)) else 'weak',
+        'augmentation': data.strong['protocol'] if any(view.augmentation == 'strong' for view in views) else 'weak',
         'split': 'all labels' if data.labels < 0 else data.manifest or data.label_protocol,
         'backbone': backbone,
         'weights': str(model.get('pretrained') or ''),
@@ -194,10 +194,6 @@ def protocol(table: Table, column: str, settings: Settings) -> dict[str, str]:
         'test images': data.protocol if data.target else '',
     }
     return {tag: text for tag, text in tags.items() if text}
-
-
-def _is_strong(view: str) -> bool:
-    return '.strong' in view
 
 
 def _paper(table: Table, paper: Paper) -> dict[str, Any]:

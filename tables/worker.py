@@ -76,11 +76,11 @@ def main() -> None:
 
 def _run(settings: Settings, folder: pathlib.Path, data_dir: str | None) -> None:
     """Makes a run. Where another process is making it, waits for that and takes its result."""
-    from train import loop, run_folder
+    from train import experiment, run_folder
 
     while True:
         try:
-            loop.run(settings, folder, data_dir)
+            experiment.run(settings, folder, data_dir)
         except run_folder.Busy:
             time.sleep(5)
         else:

@@ -24,8 +24,9 @@ from errors import UserError
 from methods import terms
 from methods.base import IMAGES, JOINT, LABELED, Loss, Method
 from models import layers
-from train import checkpoint, loop, losses, optimizer
+from train import checkpoint, experiment, losses, optimizer
 from train import mesh as mesh_lib
+from train import run as run_lib
 from train import settings as settings_lib
 from train import step as step_lib
 from train.checkpoint import Checkpoints
@@ -101,7 +102,7 @@ def begin(make_settings, data_dir):
         settings = make_settings('supervised', **{'log_steps': 1, **overrides})
         if chosen:
             settings = dataclasses.replace(settings, methods=chosen)
-        trainer, streams = loop.prepare(settings, data_dir)
+        trainer, streams = run_lib.prepare(settings, data_dir)
         state = step_lib.init(trainer, streams.batches(trainer.batch_sizes, 0, 0))
         return Run(trainer, streams, state, jax.jit(functools.partial(step_lib.step, trainer)))
 
@@ -110,7 +111,7 @@ def begin(make_settings, data_dir):
 
 def first_state(settings, data_dir) -> step_lib.TrainState:
     """Returns the state that a run begins with."""
-    trainer, streams = loop.prepare(settings, data_dir)
+    trainer, streams = run_lib.prepare(settings, data_dir)
     return step_lib.init(trainer, streams.batches(trainer.batch_sizes, 0, 0))
 
 
@@ -324,7 +325,7 @@ def test_rules_that_say_nothing_or_leave_something_out_are_named(rules, named):
 def test_a_wrong_rule_stops_a_run_before_it_writes_anything(make_settings, data_dir, tmp_path):
     settings = make_settings('supervised', **{'optimizer.layer_rates': ('haed: 1', '.*: 0')})
     with pytest.raises(UserError, match="'haed: 1' fits no parameter"):
-        loop.run(settings, tmp_path / 'run', data_dir)
+        experiment.run(settings, tmp_path / 'run', data_dir)
     assert not (tmp_path / 'run').exists()
 
 
@@ -377,7 +378,7 @@ def test_until_unfreeze_step_only_the_head_learns_and_stopping_there_changes_not
 ):
     every = {'steps': 6, 'checkpoint_steps': 1, 'eval_steps': 6}
     settings = make_settings('supervised', **every, **{'optimizer.unfreeze_step': 3})
-    loop.run(settings, tmp_path / 'whole', data_dir)
+    experiment.run(settings, tmp_path / 'whole', data_dir)
     start = first_state(settings, data_dir)
     draw = Streams.batch
     for stop in (2, 3, 4):
@@ -390,7 +391,7 @@ def test_until_unfreeze_step_only_the_head_learns_and_stopping_there_changes_not
         with monkeypatch.context() as patch:
             patch.setattr(Streams, 'batch', batch)
             with pytest.raises(Killed):
-                loop.run(settings, tmp_path / 'parts', data_dir)
+                experiment.run(settings, tmp_path / 'parts', data_dir)
         saved = last_state(tmp_path / 'parts', start)
         assert saved.step == stop
         learning = DEPTHS.keys() if stop > 3 else {'head'}
@@ -399,7 +400,7 @@ def test_until_unfreeze_step_only_the_head_learns_and_stopping_there_changes_not
         assert moved(start.batch_stats, saved.batch_stats) == of_layers(learning, start.batch_stats)
         momentum = {name for name, value in flat(saved.opt_state).items() if np.any(value)}
         assert momentum == of_layers(learning, start.params)
-    loop.run(settings, tmp_path / 'parts', data_dir)
+    experiment.run(settings, tmp_path / 'parts', data_dir)
     whole, parts = (last_state(tmp_path / name, start) for name in ('whole', 'parts'))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -432,7 +433,7 @@ def source(make_settings, data_dir, tmp_path_factory):
     create = methods.create
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods, 'create', lambda name, f: Projection() if name == 'projection' else create(name, f))
-        loop.run(settings, workdir, data_dir)
+        experiment.run(settings, workdir, data_dir)
         return workdir, last_state(workdir, first_state(settings, data_dir))
 
 
@@ -455,7 +456,7 @@ def probe(source, make_settings, data_dir, tmp_path_factory):
             },
         )
         workdir = tmp_path_factory.mktemp('probe') / 'run'
-        runs.append((settings, workdir, loop.run(settings, workdir, data_dir)))
+        runs.append((settings, workdir, experiment.run(settings, workdir, data_dir)))
     return runs
 
 
@@ -511,12 +512,12 @@ def test_config_and_result_say_where_the_weights_came_from(source, probe):
 
 def test_a_run_is_not_continued_from_other_weights(source, probe, data_dir):
     settings, workdir, result = probe[1]
-    assert loop.run(settings, workdir, data_dir) == result
+    assert experiment.run(settings, workdir, data_dir) == result
     newest = source[0] / 'checkpoints' / '4'
     newest.rename(source[0] / 'away')
     try:
         with pytest.raises(UserError) as error:
-            loop.run(settings, workdir, data_dir)
+            experiment.run(settings, workdir, data_dir)
     finally:
         (source[0] / 'away').rename(newest)
     message = one_line(error)
@@ -536,7 +537,7 @@ def test_a_folder_that_holds_no_run_is_one_line(source, make_settings, data_dir,
     for name in ('empty', 'config', 'checkpoints', 'saved', 'nowhere'):
         settings = make_settings('supervised', **{'model.pretrained': str(tmp_path / name)})
         with pytest.raises(UserError) as error:
-            loop.run(settings, tmp_path / 'run', data_dir)
+            experiment.run(settings, tmp_path / 'run', data_dir)
         assert str(tmp_path / name) in one_line(error)
     assert not (tmp_path / 'run').exists()
 
@@ -581,7 +582,7 @@ def test_a_round_of_self_training_begins_with_the_weights_again(source, make_set
             'model.frozen_statistics': True,
         },
     )
-    loop.run(settings, tmp_path / 'run', data_dir)
+    experiment.run(settings, tmp_path / 'run', data_dir)
     like = first_state(settings, data_dir)
     second_round = last_state(tmp_path / 'run', like)
     shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '3')
@@ -668,7 +669,7 @@ def test_cached_features_stay_with_their_labels_and_indices(make_settings, data_
 def test_cached_features_need_a_frozen_backbone_and_weak_views(make_settings, data_dir, config, rules, named):
     settings = make_settings(config, **{'data.cache_features': True, 'optimizer.layer_rates': rules})
     with pytest.raises(UserError) as error:
-        loop.prepare(settings, data_dir)
+        run_lib.prepare(settings, data_dir)
     message = one_line(error)
     assert all(part in message for part in ('data.cache_features', *named)), message
 
@@ -1002,7 +1003,7 @@ def meshes():
 
 def test_an_image_drops_the_same_units_on_one_device_and_on_two(make_settings, data_dir):
     settings = make_settings('fixmatch', **{'model.dropout': 0.5})
-    trainer, streams = loop.prepare(settings, data_dir)
+    trainer, streams = run_lib.prepare(settings, data_dir)
     state = step_lib.init(trainer, streams.batches(trainer.batch_sizes, 0, 0))
     # A classifier that shows ten of the features as they are.
     params = {**state.params, 'head': {'kernel': jnp.eye(16, 10), 'bias': jnp.zeros(10)}}

@@ -15,7 +15,7 @@ import models
 from data import datasets
 from errors import UserError
 from tables import papers, report, spec
-from train import loop, settings
+from train import experiment, settings
 from train import step as step_lib
 from train.streams import Streams
 
@@ -153,7 +153,7 @@ def test_paper_scale_tables_run_on_mock_data(name, row, overrides, tmp_path):
     config.overrides = (*config.overrides, *overrides)
     run = next(run for run in spec.expand(spec.from_config(config)) if run.row == row)
     with tfds.testing.mock_data(num_examples=120):
-        result = loop.run(run.settings, tmp_path / run.name, str(tmp_path / 'data'))
+        result = experiment.run(run.settings, tmp_path / run.name, str(tmp_path / 'data'))
     assert 0 <= result['test_accuracy']['last'] <= 1
     assert all(0 <= row['linear_probe'] <= 1 for row in result.get('transfer', []))
 
