@@ -123,7 +123,11 @@ class Model:
         return pretrained.fill(type(self.network.backbone).__name__, variables, self.weights)
 
     def _random(self, key: jax.Array, shape: tuple[int, ...]) -> Variables:
-        tree = jax.jit(lambda key: self.network.init(key, jnp.zeros(shape), train=False))(key)
+        # On a CPU XLA takes seconds to optimise what is run once; within a trace it is not asked.
+        alone = jax.default_backend() == 'cpu' and not isinstance(key, jax.core.Tracer)
+        options = {'xla_backend_optimization_level': 0} if alone else None
+        init = jax.jit(lambda key: self.network.init(key, jnp.zeros(shape), train=False), compiler_options=options)
+        tree = init(key)
         variables = {'batch_stats': {}} | {collection: _by_layer(layers) for collection, layers in tree.items()}
         if self.batch_norm == 'domain_specific':  # the target's scale and bias begin as the source's
             for layer in variables['batch_stats']:
