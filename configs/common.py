@@ -33,15 +33,15 @@ def parse_arg(arg: str, **defaults: Any) -> dict[str, Any]:
     """Reads the argument of a config, such as 'cifar10,labels=40'.
 
     Args:
-      arg: the name of a data set, then key=value pairs.
-      **defaults: of what the config takes beside data and model. `labels=0` stands for a number that follows from the
-        data set.
+        arg: The name of a data set, then key=value pairs.
+        **defaults: Of what the config takes beside data and model. `labels=0` stands for a number that follows from the
+            data set.
 
     Returns:
-      {key: value}, with values of the types of `defaults`, and for 'data' its record.
+        {key: value}, with values of the types of `defaults`, and for 'data' its record.
 
     Raises:
-      UserError: a key that is not in `defaults`, a value of another type, or a data set that cannot be used.
+        UserError: A key that is not in `defaults`, a value of another type, or a data set that cannot be used.
     """
     defaults = {'data': 'digits', 'model': '', **defaults}
     values = dict(defaults)
@@ -68,10 +68,10 @@ def base(data: data_sets.DataSet, labels: int, model: str = '', methods: tuple[s
     """Returns the settings of semi-supervised training on a data set.
 
     Args:
-      data: the data set.
-      labels: number of labels.
-      model: another network than the recipe's, with its published weights where it has some.
-      methods: names of methods.
+        data: The data set.
+        labels: Number of labels.
+        model: Another network than the recipe's, with its published weights where it has some.
+        methods: Names of methods.
     """
     config = start(methods, model)
     recipe = data_sets.MINUTES if data.recipe is None else data.recipe
@@ -103,9 +103,9 @@ def semi_supervised(
     """Returns the `get_config` of a semi-supervised method.
 
     Args:
-      *methods: names of the methods whose losses add up.
-      small: {setting: value} that differ in a run of minutes.
-      paper: {setting: value} that differ in a run of the FixMatch paper's scale.
+        *methods: Names of the methods whose losses add up.
+        small: {setting: value} that differ in a run of minutes.
+        paper: {setting: value} that differ in a run of the FixMatch paper's scale.
     """
 
     def get_config(arg: str = '') -> ConfigDict:

@@ -34,7 +34,7 @@ def apply(words: jax.Array, op: jax.Array, magnitude: jax.Array, channels: int, 
             in pixels, bits that Posterize keeps, Solarize's threshold in 0..256, enhancement factor; the
             others ignore it.
         channels: 1 or 3.
-        outside: the word for pixels that geometry pulls in from outside the image.
+        outside: The word for pixels that geometry pulls in from outside the image.
     """
     batch = len(words)
     # About what one operation of fourteen gets: smaller chunks are more trips, larger ones more wasted work.

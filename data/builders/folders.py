@@ -17,8 +17,8 @@ class Domain(tfds.core.BuilderConfig):
     """One domain.
 
     Attributes:
-      path: where the folders of its classes are, below the folder of the data set.
-      count: number of images.
+        path: Where the folders of its classes are, below the folder of the data set.
+        count: Number of images.
     """
 
     path: str = ''
@@ -32,9 +32,9 @@ class FromFolders(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     the order of their code points. Hidden files and folders are left out. Needs no TensorFlow.
 
     Attributes:
-      NUM_CLASSES: number of classes, the same ones in every domain.
-      PAGE: web page that has the images.
-      folder: pathlib.Path of the folder in which the paths of the domains are.
+        NUM_CLASSES: Number of classes, the same ones in every domain.
+        PAGE: Web page that has the images.
+        folder: pathlib.Path of the folder in which the paths of the domains are.
     """
 
     VERSION = tfds.core.Version('1.0.0')

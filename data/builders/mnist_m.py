@@ -37,8 +37,8 @@ class MnistM(tfds.core.GeneratorBasedBuilder):
     Needs no TensorFlow.
 
     Attributes:
-      folder: pathlib.Path of the folder with the archive.
-      digits: function from 'train' or 'test' to images uint8 [N, 28, 28, 1] and labels [N] of MNIST.
+        folder: pathlib.Path of the folder with the archive.
+        digits: Function from 'train' or 'test' to images uint8 [N, 28, 28, 1] and labels [N] of MNIST.
     """
 
     VERSION = tfds.core.Version('1.0.0')

@@ -25,7 +25,7 @@ class Usps(tfds.core.GeneratorBasedBuilder):
     which the files call 1..10. Needs no TensorFlow.
 
     Attributes:
-      folder: pathlib.Path of the folder that has the files; None downloads them.
+        folder: pathlib.Path of the folder that has the files; None downloads them.
     """
 
     VERSION = tfds.core.Version('1.0.0')
