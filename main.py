@@ -29,11 +29,9 @@ _JOBS = flags.DEFINE_integer(
     'jobs', None, 'Cells of a table to make at once, each with its share of the cores; by default 1, or 1 a GPU.', 1
 )
 _GPUS = flags.DEFINE_list('gpus', [], 'GPUs to spread the jobs of a table over, such as 0,1.')
-_TOGETHER = flags.DEFINE_bool(
-    'seeds_together', None, 'Train the seeds of a cell as one program; by default where there is a GPU.'
-)
 _LIST = flags.DEFINE_bool('list', False, 'Say what a table would run, and how long it would take.')
 _CHECK = flags.DEFINE_bool('check', False, 'Say which rows of a table were made by other code than the present one.')
+_RENEW = flags.DEFINE_bool('renew', False, 'Make those runs of a table again that other code or settings made.')
 
 
 def main(argv: list[str]) -> None:
@@ -43,7 +41,7 @@ def main(argv: list[str]) -> None:
     if 'rows' in _CONFIG.value:
         _table()
         return
-    for flag in (_JOBS, _GPUS, _TOGETHER, _LIST, _CHECK):
+    for flag in (_JOBS, _GPUS, _LIST, _CHECK, _RENEW):
         if flag.present:
             raise UserError(f'--{flag.name} is for tables, such as --config=configs/tables/digits.py.')
     _run()
@@ -91,11 +89,10 @@ def _table() -> None:
     from tables import command, runner
 
     path = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
-    of_the_machine = ('jobs', 'gpus', 'data_dir', 'workdir', 'list', 'check', 'seeds_together', 'noseeds_together')
+    of_the_machine = ('jobs', 'gpus', 'data_dir', 'workdir', 'list', 'check', 'renew')
     typed = [a for a in sys.argv[1:] if a.partition('=')[0].lstrip('-') not in of_the_machine]
-    table = command.Command(
-        _CONFIG.value, pathlib.Path(path).stem, shlex.join(['python', 'main.py', *typed]), _WORKDIR.value
-    )
+    name, line = pathlib.Path(path).stem, shlex.join(['python', 'main.py', *typed])
+    table = command.Command(_CONFIG.value, name, line, _WORKDIR.value, _RENEW.value)
     jobs = _JOBS.value or max(1, len(_GPUS.value))
     if _LIST.value:
         print(table.listing(jobs))
@@ -105,7 +102,7 @@ def _table() -> None:
         print(text)
         sys.exit(not fresh)
     try:
-        print(table.make(jobs, _GPUS.value, _TOGETHER.value, _DATA_DIR.value))
+        print(table.make(jobs, _GPUS.value, _DATA_DIR.value))
     except runner.Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal_number)

@@ -11,20 +11,8 @@ from methods.base import NO_GRAD
 from train import settings
 
 NETWORK = 'wide_resnet'  # of the recipes
-# Published weights that a network begins with.
-WEIGHTS = {
-    name: f'torchvision/{name}'
-    for name in (
-        *('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152'),
-        *('resnext50_32x4d', 'wide_resnet50_2'),
-    )
-} | {
-    'bit_r50x1': 'timm/resnetv2_50x1_bit.goog_in21k',
-    'bit_r101x1': 'timm/resnetv2_101x1_bit.goog_in21k',
-    'efficientnet_lite0': 'efficientnet_lite0',
-}
 # In a run of minutes, methods with this field do not train on the weak view: a third less work.
-WEAK_POLICY = ('weak_batch_norm', NO_GRAD)
+WEAK_POLICY = ('statistics', NO_GRAD)
 # FixMatch's 7 unlabeled images a labeled one are not every method's.
 ONE_TO_ONE = {'data.unlabeled_ratio': 1}
 
@@ -73,7 +61,7 @@ def base(data: data_sets.DataSet, labels: int, model: str = '', methods: tuple[s
         model: Another network than the recipe's, with its published weights where it has some.
         methods: Names of methods.
     """
-    config = start(methods, model)
+    config = settings.to_config(methods, model or NETWORK)
     recipe = data_sets.MINUTES if data.recipe is None else data.recipe
     config.update_from_flattened_dict({**data.settings, **without_network(recipe, config.model.name)})
     config.data.update(labels=labels, train_split=data.splits[0], test_split=data.splits[1])
@@ -81,13 +69,6 @@ def base(data: data_sets.DataSet, labels: int, model: str = '', methods: tuple[s
     for hyperparameters in config.methods.values():
         if data.small and field in hyperparameters:
             hyperparameters[field] = policy
-    return config
-
-
-def start(methods: tuple[str, ...] = (), model: str = '') -> ConfigDict:
-    """Returns the defaults for methods and a network, which begins with its published weights."""
-    config = settings.to_config(methods, model or NETWORK)
-    config.model.pretrained = WEIGHTS.get(config.model.name, '')
     return config
 
 

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 from configs import adamatch, common, data_sets, fixmatch
 from errors import UserError, unknown
+from train import settings
 
 # {name: {method: hyper-parameters that differ from its defaults}}, beside labels of the source
 METHODS = {
@@ -60,7 +61,7 @@ def get_config(arg: str = '') -> ConfigDict:
     methods = {method: fields for name in names for method, fields in METHODS[name].items()}
     if 'adamatch' not in methods:  # which has a labeled term of its own
         methods = {'supervised': {}, **methods}
-    config = common.start(tuple(methods), arg['model'] or recipe.network)
+    config = settings.to_config(tuple(methods), arg['model'] or recipe.network or common.NETWORK)
     for method, fields in methods.items():
         config.methods[method].update(fields)
     config.update_from_flattened_dict(source.settings)

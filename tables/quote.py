@@ -18,8 +18,8 @@ def quote(text: str) -> str:
     """Returns a page with the tables that it quotes as they are in results/."""
 
     def table(match: re.Match) -> str:
-        found = json.loads((ROOT / 'results' / match['name'] / 'table.json').read_text())
-        return '\n'.join([match['begin'], *render.main_table(found, match['rule']), '<!-- end -->'])
+        content = json.loads((ROOT / 'results' / match['name'] / 'table.json').read_text())
+        return '\n'.join([match['begin'], *render.main_table(content, match['rule']), '<!-- end -->'])
 
     block = r'(?P<begin><!-- table (?P<name>\w+)(?: (?P<rule>\w+))? -->)\n.*?<!-- end -->'
     return re.sub(block, table, text, flags=re.DOTALL)

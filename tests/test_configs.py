@@ -123,6 +123,7 @@ def test_paper_scale_settings_are_the_papers(data, labels, expected):
         'model.negative_slope': 0.1,
         'methods.fixmatch.threshold': 0.95,
         'methods.fixmatch.weight': 1.0,
+        'methods.fixmatch.statistics': 'joint',
         'methods.supervised.weight': 1.0,
         'optimizer.learning_rate': 0.03,
         'optimizer.momentum': 0.9,

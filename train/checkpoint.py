@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -80,6 +81,30 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._checkpointer.close()
 
 
+def read(folder: pathlib.Path) -> tuple[int, dict[str, Any]]:
+    """Reads the last checkpoint of a run.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        Its step, and {field of TrainState: tree of arrays}.
+
+    Raises:
+        UserError: Where it holds no checkpoint.
+        Exception: For a missing or damaged file, whatever orbax makes of it.
+    """
+    with ocp.training.Checkpointer((folder / 'checkpoints').resolve(strict=True)) as checkpointer:
+        if checkpointer.latest is None:
+            raise UserError(f'{folder} holds no checkpoint.')
+        step = checkpointer.latest.step
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), checkpointer.metadata(step).metadata
+        )
+        return step, checkpointer.load(step, abstract)
+
+
 def weights(source: str) -> pretrained.Weights:
     """Returns the averaged network of a run's last checkpoint, to begin another run with.
 
@@ -92,28 +117,19 @@ def weights(source: str) -> pretrained.Weights:
     folder = pathlib.Path(source).expanduser()
     try:
         preprocessing = json.loads((folder / 'config.json').read_text())['preprocessing']
-        with ocp.training.Checkpointer((folder / 'checkpoints').resolve(strict=True)) as checkpointer:
-            if checkpointer.latest is None:
-                raise UserError(f"model.pretrained='{source}' holds no checkpoint.")
-            step = checkpointer.latest.step
-            device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            saved = checkpointer.metadata(step).metadata
-            saved = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved)
-            state = checkpointer.load(step, saved)
-    except UserError:
-        raise
-    except Exception as error:  # a missing or damaged file, and whatever orbax makes of one
+        step, state = read(folder)
+    except Exception as error:
         reason = first_line(error)[:200]
         raise UserError(f"model.pretrained='{source}' is no run's folder that can be read ({reason}).") from error
     tensors = {
         f'{collection}/{layer}/{leaf}': np.asarray(array)
-        for collection, part in (('params', state['ema_params']), ('batch_stats', state['batch_stats']))
-        for layer, leaves in part.items()
+        for collection, layers in (('params', state['ema_params']), ('batch_stats', state['batch_stats']))
+        for layer, leaves in layers.items()
         for leaf, array in leaves.items()
     }
     digest = hashlib.sha256(b''.join(name.encode() + tensors[name].tobytes() for name in sorted(tensors)))
     record = {'source': source, 'step': step, 'sha256': digest.hexdigest()}
-    preprocessing = {key: tuple(v) if isinstance(v, list) else v for key, v in preprocessing.items()}
+    preprocessing = {key: tuple(value) if isinstance(value, list) else value for key, value in preprocessing.items()}
     return pretrained.Weights(tensors, 'own', record, preprocessing)
 
 

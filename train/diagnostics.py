@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from absl import logging
 
+from methods.base import View
+
 _STRETCH = 0.1  # of all steps: how long something has to last before it is worth a warning
 _NEARLY_ALL = 0.9  # share of pseudo-labels
 _CHANCE = 0.3  # accuracy of four rotations that is not much more than a quarter
@@ -92,9 +94,9 @@ _EMBEDDING = (
 )
 
 
-def check_views(views: Iterable[str], vertical_flip: bool) -> None:
+def check_views(views: Iterable[View], vertical_flip: bool) -> None:
     """Warns of an augmentation that leaves nothing to learn from rotated views."""
-    if vertical_flip and any('rotated' in view for view in views):
+    if vertical_flip and any(view.augmentation == 'rotated' for view in views):
         logging.warning(
             'data.weak.vertical_flip turns images over, which with a mirror image is a rotation by 180 degrees: '
             'rotations cannot be told apart. Set it to False.'

@@ -13,7 +13,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from errors import unknown
-from models import Batch
 from train import mesh as mesh_lib
 from train import selection
 from train import step as step_lib
@@ -177,8 +176,8 @@ def _output(trainer: Trainer, params, batch_stats, images, output: str) -> jax.A
     if images.ndim == 4:
         images = trainer.model.preprocess(images.astype(jnp.float32) / 255)
     variables = {'params': params, 'batch_stats': batch_stats}
-    outputs = trainer.model.apply(variables, Batch(images), train=False)[0]
+    outputs = trainer.model.apply(variables, images)[0]
     if output not in outputs:
         raise unknown('output of the network', output, outputs)
-    values = outputs[output].grad
+    values = outputs[output]
     return values.mean(axis=(1, 2)) if values.ndim == 4 else values

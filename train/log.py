@@ -118,7 +118,7 @@ def silent_steps(trainer: Trainer) -> dict[str, int]:
     """Returns {method: step up to which a loss of exactly 0 is no mistake}."""
     steps = {name: trainer.round_steps for name, method in trainer.methods.items() if method.rounds > 1}
     for name, method in trainer.methods.items():
-        if not any(str(view).startswith('unlabeled') for view in method.views()):
+        if not any(view.stream == 'unlabeled' for view in method.views()):
             steps[name] = trainer.settings.steps  # all labels learned, at a loss of 0
     return steps
 

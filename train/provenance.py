@@ -4,6 +4,7 @@ Both are those of the start of the process: a run may last for days, and files b
 """
 
 import ast
+import functools
 import hashlib
 import io
 import pathlib
@@ -80,6 +81,7 @@ def changed(methods: Iterable[str], since: str | None) -> list[str]:
     return [name for name, source in old.items() if source is None or code(source) != code(_sources[name])]
 
 
+@functools.cache
 def code(source: str) -> str:
     """Returns Python source without comments, docstrings and empty lines."""
     lines = source.splitlines()
@@ -104,7 +106,12 @@ def _git(*command: str) -> str | None:
         return None
 
 
-def _imports(source: str) -> Iterator[str]:
+@functools.cache
+def _imports(source: str) -> tuple[str, ...]:
+    return tuple(_imported(source))
+
+
+def _imported(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         names = []
         if isinstance(node, ast.Import):

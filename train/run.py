@@ -1,7 +1,6 @@
 """One run from its settings to result.json."""
 
 import dataclasses
-import functools
 import pathlib
 from typing import Any
 
@@ -58,9 +57,8 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
     trainer, streams = prepare(settings, data_dir)
     mesh = mesh_lib.create(*trainer.batch_sizes.values())
     with jax.set_mesh(mesh):
-        # Before anything is written, for settings that do not go together.
-        batch = streams.batches(trainer.batch_sizes, settings.seed, 0)
-        jax.eval_shape(functools.partial(step_lib.init, trainer), batch)
+        # Before anything is written.
+        step_lib.check(trainer, mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, settings.seed, 0)))
         with RunFolder(workdir, settings, _identity(trainer)) as folder:
             if (finished := folder.read_json('result.json')) is not None:
                 print(f'{workdir} holds this very run, finished.')
@@ -88,7 +86,7 @@ def _begin(trainer: Trainer, streams: Streams, folder: RunFolder) -> None:
     if folder.read_json('labels.json') not in (None, streams.manifest):
         raise UserError(f'{folder.path} was begun with other labels or images. Choose another --workdir.')
     folder.write_json('labels.json', streams.manifest)
-    diagnostics.check_views(map(str, trainer.views), settings.data.weak.get('vertical_flip', False))
+    diagnostics.check_views(trainer.views, settings.data.weak.get('vertical_flip', False))
     counts = ', '.join(f'{len(indices)} {stream}' for stream, indices in streams.indices.items())
     test_images = len(streams.held_out['test'][0])
     data = settings.data.name + (f' -> {settings.data.target}' if settings.data.target else '')

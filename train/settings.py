@@ -14,6 +14,7 @@ import methods
 import models
 from data import augment
 from errors import UserError, build, check_range, defaults, unknown
+from methods.base import LABELED, WEAK
 
 PROTOCOLS = ('inductive', 'transductive')
 SCHEDULES = ('cosine', 'steps', 'inverse')
@@ -189,10 +190,10 @@ def from_config(config: ml_collections.ConfigDict) -> Settings:
 def idle(settings: Settings) -> dict[str, str]:
     """Returns {setting: why it has no effect in this run}; 'data.strong' stands for all of its fields."""
     data, created = settings.data, [methods.create(*method) for method in settings.methods.items()]
-    views = {str(view) for method in created for view in method.views()}
+    views = {view for method in created for view in method.views()}
     if settings.model.get('batch_norm', 'joint') != 'joint':  # reads both domains
-        views |= {'labeled.weak', 'unlabeled.weak'}
-    streams, augmentations = zip(*(view.rstrip('0123456789').split('.') for view in views), strict=True)
+        views |= {LABELED, WEAK}
+    streams, augmentations = {view.stream for view in views}, {view.augmentation for view in views}
     reasons = {}
 
     def add(condition: bool, why: str, *names: str) -> None:
