@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar('T')
@@ -56,7 +56,7 @@ def defaults(cls: type, *but: str) -> dict[str, Any]:
     return fields
 
 
-def build(cls: Callable[..., T], kind: str, values: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> T:
+def build(cls: type[T], kind: str, values: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> T:
     """Returns `cls(**values, **given)`, a dataclass.
 
     Args:
@@ -69,7 +69,8 @@ def build(cls: Callable[..., T], kind: str, values: Mapping[str, Any], given: Ma
         UserError: A value that is no field of cls, a field that lacks one, or a tuple of the wrong kind.
     """
     given = given or {}
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in {*given, 'parent'}}
+    declared = dataclasses.fields(cls)  # type: ignore[arg-type]
+    fields = {f.name: f for f in declared if f.init and f.name not in {*given, 'parent'}}
     for key, value in values.items():
         if key not in fields:
             raise unknown(kind, key, fields)

@@ -91,9 +91,9 @@ def semi_supervised(
 
     def get_config(arg: str = '') -> ConfigDict:
         """Returns the settings for 'DATA,labels=N,model=NAME'."""
-        chosen = parse_arg(arg, labels=0)
-        config = base(**chosen, methods=methods)
-        config.update_from_flattened_dict((small if chosen['data'].small else paper) or {})
+        options = parse_arg(arg, labels=0)
+        config = base(**options, methods=methods)
+        config.update_from_flattened_dict((small if options['data'].small else paper) or {})
         return config.lock()
 
     return get_config

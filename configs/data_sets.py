@@ -223,9 +223,9 @@ _FIXMATCH = {'steps': 20_000, 'optimizer.inverse_gamma': 8.0, 'methods.fixmatch.
 
 # --- Records
 
-_CIFAR = {'channels': 3, 'size': 32, 'train': 50_000, 'small': False}
-_CHARACTERS = {'classes': 10, 'mirrored': False, 'turned': False}
-_OBJECTS = {'channels': 3, 'size': 0}
+_CIFAR: dict[str, Any] = {'channels': 3, 'size': 32, 'train': 50_000, 'small': False}
+_CHARACTERS: dict[str, Any] = {'classes': 10, 'mirrored': False, 'turned': False}
+_OBJECTS: dict[str, Any] = {'channels': 3, 'size': 0}
 
 ALIASES = {'svhn': 'svhn_cropped'}
 RECORDS = {

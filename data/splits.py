@@ -175,4 +175,4 @@ def _split(labeled: np.ndarray, validation: np.ndarray, size: int) -> Split:
 
 def _fingerprint(split: Split, images: np.ndarray) -> str:
     chosen = images[np.concatenate([split.labeled, split.validation])]
-    return hashlib.sha256(np.ascontiguousarray(chosen)).hexdigest()
+    return hashlib.sha256(chosen.tobytes()).hexdigest()

@@ -90,6 +90,7 @@ def _source(name: str, m: jax.Array, height: int, width: int) -> tuple[tuple, tu
             return (0, 0, 0, 0), (jnp.floor(m + 0.5), 0)
         case 'TranslateY':
             return (0, 0, 0, 0), (0, jnp.floor(m + 0.5))
+    raise ValueError(f'{name} is not one of {GEOMETRY}.')
 
 
 def _resample(words: jax.Array, matrix: tuple, constant: tuple, outside: int) -> jax.Array:
@@ -129,6 +130,7 @@ def _recolour(name: str, planes: jax.Array, m: jax.Array) -> jax.Array:
             return _blend(_mean(_luma(planes)), planes, m)
         case 'Sharpness':
             return _blend(_smooth(planes), planes, m)
+    raise ValueError(f'{name} is not one of {ENHANCEMENTS + POINTWISE}.')
 
 
 def _auto_contrast(planes):

@@ -25,7 +25,7 @@ class Domain(tfds.core.BuilderConfig):
     count: int = 0
 
 
-class FromFolders(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class FromFolders(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A domain is a config, with one split, 'train', in tfds's own, shuffled, order.
 
     Image uint8 [H, W, 3] of various sizes (the files as they are), label: the class, by the names of the folders in

@@ -48,7 +48,7 @@ def from_arrays(
         data_dir: tfds data folder to write to.
     """
 
-    class FromArrays(tfds.builder_cls(name), skip_registration=True):
+    class FromArrays(tfds.builder_cls(name), skip_registration=True):  # type: ignore[call-arg, misc]
         url_infos = None  # As in digits.py.
 
         def _split_generators(self, dl_manager):
