@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar('T')
@@ -21,10 +21,10 @@ def unknown(kind: str, name: str, valid: Iterable[str], more: Iterable[str] = ()
     """Returns the error for a name that does not exist: the nearest valid one first, then all of them.
 
     Args:
-      kind: what it is the name of.
-      name: the name.
-      valid: names that exist.
-      more: further names that exist, too many to list.
+        kind: What it is the name of.
+        name: The name.
+        valid: Names that exist.
+        more: Further names that exist, too many to list.
     """
     valid = sorted(valid)
     near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5) or difflib.get_close_matches(name, more, n=1)
@@ -56,20 +56,21 @@ def defaults(cls: type, *but: str) -> dict[str, Any]:
     return fields
 
 
-def build(cls: Callable[..., T], kind: str, values: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> T:
+def build(cls: type[T], kind: str, values: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> T:
     """Returns `cls(**values, **given)`, a dataclass.
 
     Args:
-      cls: the dataclass.
-      kind: what its fields are called in errors.
-      values: fields that come from the user.
-      given: fields that come from the program, which the user cannot set.
+        cls: The dataclass.
+        kind: What its fields are called in errors.
+        values: Fields that come from the user.
+        given: Fields that come from the program, which the user cannot set.
 
     Raises:
-      UserError: a value that is no field of cls, a field that lacks one, or a tuple of the wrong kind.
+        UserError: A value that is no field of cls, a field that lacks one, or a tuple of the wrong kind.
     """
     given = given or {}
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in {*given, 'parent'}}
+    declared = dataclasses.fields(cls)  # type: ignore[arg-type]
+    fields = {f.name: f for f in declared if f.init and f.name not in {*given, 'parent'}}
     for key, value in values.items():
         if key not in fields:
             raise unknown(kind, key, fields)

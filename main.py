@@ -15,6 +15,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+import configs
 from errors import UserError, first_line, unknown
 from train import startup
 
@@ -121,10 +122,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise _override_error(argv, error) from error
     path = config_flags.get_config_filename(flags.FLAGS['config']) if flags.FLAGS['config'].present else ''
-    folder = pathlib.Path(__file__).parent / 'configs'
-    valid = sorted(
-        f'configs/{p.relative_to(folder)}' for p in folder.rglob('*.py') if p.stem not in ('common', 'data_sets')
-    )
+    tables = (pathlib.Path(__file__).parent / 'configs' / 'tables').glob('*.py')
+    valid = [f'configs/{name}.py' for name in configs.NAMES]
+    valid += sorted(f'configs/tables/{table.name}' for table in tables if table.stem != 'common')
     if not path:
         raise UserError(f'Say what to run, --config=FILE, such as {", ".join(valid)}.')
     if not pathlib.Path(path.split(':')[0]).exists():

@@ -12,11 +12,11 @@ compiled step needs: train state and batch, and whatever it computes and throws 
 import argparse
 import functools
 import importlib
-import pathlib
 import random
 import statistics
 import time
 
+import configs
 from train import startup
 
 STEPS = 20  # of a round
@@ -80,9 +80,8 @@ def prepare(config: str):
 
 def main() -> None:
     """Measures and prints the table."""
-    configs = sorted(p.stem for p in pathlib.Path('configs').glob('*.py') if p.stem not in ('common', 'data_sets'))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('configs', nargs='*', default=configs, help='configs, with arguments (default: all)')
+    parser.add_argument('configs', nargs='*', default=configs.NAMES, help='configs, with arguments (default: all)')
     parser.add_argument('--rounds', type=int, default=5, help='measured rounds (default: 5)')
     args = parser.parse_args()
     from train import mesh

@@ -21,15 +21,15 @@ def parse_arg(arg: str, **defaults: Any) -> dict[str, Any]:
     """Reads the argument of a config, such as 'cifar10,labels=40'.
 
     Args:
-      arg: the name of a data set, then key=value pairs.
-      **defaults: of what the config takes beside data and model. `labels=0` stands for a number that follows from the
-        data set.
+        arg: The name of a data set, then key=value pairs.
+        **defaults: Of what the config takes beside data and model. `labels=0` stands for a number that follows from the
+            data set.
 
     Returns:
-      {key: value}, with values of the types of `defaults`, and for 'data' its record.
+        {key: value}, with values of the types of `defaults`, and for 'data' its record.
 
     Raises:
-      UserError: a key that is not in `defaults`, a value of another type, or a data set that cannot be used.
+        UserError: A key that is not in `defaults`, a value of another type, or a data set that cannot be used.
     """
     defaults = {'data': 'digits', 'model': '', **defaults}
     values = dict(defaults)
@@ -56,10 +56,10 @@ def base(data: data_sets.DataSet, labels: int, model: str = '', methods: tuple[s
     """Returns the settings of semi-supervised training on a data set.
 
     Args:
-      data: the data set.
-      labels: number of labels.
-      model: another network than the recipe's, with its published weights where it has some.
-      methods: names of methods.
+        data: The data set.
+        labels: Number of labels.
+        model: Another network than the recipe's, with its published weights where it has some.
+        methods: Names of methods.
     """
     config = settings.to_config(methods, model or NETWORK)
     recipe = data_sets.MINUTES if data.recipe is None else data.recipe
@@ -84,16 +84,16 @@ def semi_supervised(
     """Returns the `get_config` of a semi-supervised method.
 
     Args:
-      *methods: names of the methods whose losses add up.
-      small: {setting: value} that differ in a run of minutes.
-      paper: {setting: value} that differ in a run of the FixMatch paper's scale.
+        *methods: Names of the methods whose losses add up.
+        small: {setting: value} that differ in a run of minutes.
+        paper: {setting: value} that differ in a run of the FixMatch paper's scale.
     """
 
     def get_config(arg: str = '') -> ConfigDict:
         """Returns the settings for 'DATA,labels=N,model=NAME'."""
-        chosen = parse_arg(arg, labels=0)
-        config = base(**chosen, methods=methods)
-        config.update_from_flattened_dict((small if chosen['data'].small else paper) or {})
+        options = parse_arg(arg, labels=0)
+        config = base(**options, methods=methods)
+        config.update_from_flattened_dict((small if options['data'].small else paper) or {})
         return config.lock()
 
     return get_config

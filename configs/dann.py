@@ -41,19 +41,19 @@ METHODS = {
     'coral': {'coral': {}},
     'mmd': {'mmd': {}},
     'jan': {'mmd': {'joint': True}},
-    'fixmatch': fixmatch.get_config().methods.to_dict(),
-    'adamatch': adamatch.get_config().methods.to_dict(),
+    'fixmatch': fixmatch.get_config('').methods.to_dict(),
+    'adamatch': adamatch.get_config('').methods.to_dict(),
 }
 
 
 def get_config(arg: str = '') -> ConfigDict:
     """Returns the settings for 'SOURCE,target=TARGET,methods=NAME+NAME,model=NAME'."""
-    arg = common.parse_arg(arg, target='', methods='dann')
-    source = arg['data']
-    if not arg['target'] and source.name != 'digits':
+    options = common.parse_arg(arg, target='', methods='dann')
+    source = options['data']
+    if not options['target'] and source.name != 'digits':
         raise UserError(f'Name the target domain, as in configs/dann.py:{source.name},target=...')
-    target = data_sets.get(arg['target'] or 'digits_m')
-    names = arg['methods'].split('+')
+    target = data_sets.get(options['target'] or 'digits_m')
+    names = options['methods'].split('+')
     for name in names:
         if name not in METHODS:
             raise unknown('method of this config', name, METHODS)
@@ -61,7 +61,7 @@ def get_config(arg: str = '') -> ConfigDict:
     methods = {method: fields for name in names for method, fields in METHODS[name].items()}
     if 'adamatch' not in methods:  # which has a labeled term of its own
         methods = {'supervised': {}, **methods}
-    config = settings.to_config(tuple(methods), arg['model'] or recipe.network or common.NETWORK)
+    config = settings.to_config(tuple(methods), options['model'] or recipe.network or common.NETWORK)
     for method, fields in methods.items():
         config.methods[method].update(fields)
     config.update_from_flattened_dict(source.settings)

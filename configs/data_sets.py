@@ -19,10 +19,10 @@ class Adaptation:
     """A recipe of domain adaptation, for a source.
 
     Attributes:
-      settings: {setting: value} that all methods have, where it differs from the defaults.
-      network: name of the network, '' for the default.
-      methods: {method of configs/dann.py: {setting: value}} that it has where it is the only one.
-      ramp_steps: the adversarial lambda has gamma = steps / ramp_steps; 0 for the method's default.
+        settings: {setting: value} that all methods have, where it differs from the defaults.
+        network: Name of the network, '' for the default.
+        methods: {method of configs/dann.py: {setting: value}} that it has where it is the only one.
+        ramp_steps: The adversarial lambda has gamma = steps / ramp_steps; 0 for the method's default.
     """
 
     settings: Mapping[str, Any]
@@ -36,18 +36,18 @@ class DataSet:
     """What configs know of a data set before it is read.
 
     Attributes:
-      name: as `data.datasets.load` takes it; the record 'office31' is that of 'office31/amazon', too.
-      classes: number of classes.
-      channels: 1 or 3.
-      size: side of the images in pixels; 0 where it has to be chosen.
-      train: number of training images, in the smallest domain where there are several.
-      mirrored: whether a mirrored image may be of the same class.
-      turned: whether a turned image may be of the same class.
-      splits: of training and test images.
-      recipe: {setting: value} in which semi-supervised training differs from the FixMatch paper's for CIFAR-10; None
-        for MINUTES.
-      small: whether that recipe is ours, for a run of minutes; methods have settings of their own for it.
-      adaptation: recipe of domain adaptation from this set; None for ours.
+        name: As `data.datasets.load` takes it; the record 'office31' is that of 'office31/amazon', too.
+        classes: Number of classes.
+        channels: 1 or 3.
+        size: Side of the images in pixels; 0 where it has to be chosen.
+        train: Number of training images, in the smallest domain where there are several.
+        mirrored: Whether a mirrored image may be of the same class.
+        turned: Whether a turned image may be of the same class.
+        splits: Of training and test images.
+        recipe: {setting: value} in which semi-supervised training differs from the FixMatch paper's for CIFAR-10; None
+            for MINUTES.
+        small: Whether that recipe is ours, for a run of minutes; methods have settings of their own for it.
+        adaptation: Recipe of domain adaptation from this set; None for ours.
     """
 
     name: str
@@ -91,7 +91,7 @@ def get(name: str) -> DataSet:
     """Returns the record of a data set, made from the prepared data where `RECORDS` has none.
 
     Raises:
-      UserError: there is no such data set, it is not prepared, or it is not of images with one label each.
+        UserError: There is no such data set, it is not prepared, or it is not of images with one label each.
     """
     if (record := _recorded(name)) is not None:
         return record
@@ -223,9 +223,9 @@ _FIXMATCH = {'steps': 20_000, 'optimizer.inverse_gamma': 8.0, 'methods.fixmatch.
 
 # --- Records
 
-_CIFAR = {'channels': 3, 'size': 32, 'train': 50_000, 'small': False}
-_CHARACTERS = {'classes': 10, 'mirrored': False, 'turned': False}
-_OBJECTS = {'channels': 3, 'size': 0}
+_CIFAR: dict[str, Any] = {'channels': 3, 'size': 32, 'train': 50_000, 'small': False}
+_CHARACTERS: dict[str, Any] = {'classes': 10, 'mirrored': False, 'turned': False}
+_OBJECTS: dict[str, Any] = {'channels': 3, 'size': 0}
 
 ALIASES = {'svhn': 'svhn_cropped'}
 RECORDS = {

@@ -69,16 +69,16 @@ def bit_mixup(size: int) -> float:
 
 def get_config(arg: str = '') -> ConfigDict:
     """Returns the settings for 'DATA,labels=N,strategy=NAME,model=NAME'."""
-    arg = common.parse_arg(arg, labels=0, strategy='full', model='efficientnet_lite0')
-    strategy = arg.pop('strategy')
+    options = common.parse_arg(arg, labels=0, strategy='full', model='efficientnet_lite0')
+    strategy = options.pop('strategy')
     if strategy not in STRATEGIES:
         raise unknown('strategy', strategy, STRATEGIES)
     learning_rate, changes = STRATEGIES[strategy]
-    config = common.base(**arg, methods=('finetune', *({strategy} & REGULARIZERS)))
+    config = common.base(**options, methods=('finetune', *({strategy} & REGULARIZERS)))
     config.data.unlabeled_split = ''  # nothing reads it
     config.ema_decay = 0.0
     config.optimizer.weight_decay = 0.0
-    data = arg['data']
+    data = options['data']
     if data.small:
         if 'bn_momentum' in config.model:
             config.model.bn_momentum = 0.9  # running statistics have to follow a short training
@@ -97,7 +97,7 @@ def get_config(arg: str = '') -> ConfigDict:
             }
         )
     else:
-        size = data.train if arg['labels'] == -1 else arg['labels']
+        size = data.train if options['labels'] == -1 else options['labels']
         warmup, *boundaries, steps = bit_steps(size)
         config.update_from_flattened_dict(
             {

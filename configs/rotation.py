@@ -23,12 +23,12 @@ METHODS = ('rotation', 'simclr', 'simsiam', 'byol')
 
 def get_config(arg: str = '') -> ConfigDict:
     """Returns the settings for 'DATA,method=NAME,model=NAME'."""
-    arg = common.parse_arg(arg, method='rotation')
-    method = arg.pop('method')
+    options = common.parse_arg(arg, method='rotation')
+    method = options.pop('method')
     if method not in METHODS:
         raise unknown('method of this config', method, METHODS)
-    config = common.base(**arg, labels=-1, methods=(method,))
-    data = arg['data']
+    config = common.base(**options, labels=-1, methods=(method,))
+    data = options['data']
     few = data.train < 5000
     config.batch_size = 1
     if data.small:
@@ -46,7 +46,7 @@ def get_config(arg: str = '') -> ConfigDict:
         config.steps = 200 * epoch
         config.eval_steps = 10 * epoch
         config.optimizer.update(learning_rate=0.1, schedule='steps', boundaries=(0.3, 0.6, 0.8))
-    if not arg['model']:
+    if not options['model']:
         config.transfer.layer = 'stage2'  # the paper's choice, too: the last layers know rotations best
     config.transfer.labels = (5 * data.classes, 20 * data.classes, -1 if few else 100 * data.classes)
     return config.lock()

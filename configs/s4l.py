@@ -15,10 +15,10 @@ from configs import common
 
 def get_config(arg: str = '') -> ConfigDict:
     """Returns the settings for 'DATA,labels=N'."""
-    arg = common.parse_arg(arg, labels=0)
-    config = common.base(**arg, methods=('s4l',))
-    if arg['data'].small:
-        config.methods.s4l.all_copies = arg['data'].turned
+    options = common.parse_arg(arg, labels=0)
+    config = common.base(**options, methods=('s4l',))
+    if options['data'].small:
+        config.methods.s4l.all_copies = options['data'].turned
     else:
         config.update_from_flattened_dict(common.ONE_TO_ONE)
     return config.lock()

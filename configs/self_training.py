@@ -15,10 +15,10 @@ from configs import common
 
 def get_config(arg: str = '') -> ConfigDict:
     """Returns the settings for 'DATA,labels=N,noisy_student=0 or 1'."""
-    arg = common.parse_arg(arg, labels=0, noisy_student=0)
-    noisy_student = arg.pop('noisy_student')
-    config = common.base(**arg, methods=('supervised', 'self_training'))
-    if arg['data'].small:
+    options = common.parse_arg(arg, labels=0, noisy_student=0)
+    noisy_student = options.pop('noisy_student')
+    config = common.base(**options, methods=('supervised', 'self_training'))
+    if options['data'].small:
         config.methods.self_training.rounds = 3
     if noisy_student:
         config.methods.self_training.update(growing=False, soft=True, view='strong')

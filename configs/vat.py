@@ -15,9 +15,9 @@ from configs import common
 
 def get_config(arg: str = '') -> ConfigDict:
     """Returns the settings for 'DATA,labels=N'."""
-    arg = common.parse_arg(arg, labels=0)
-    config = common.base(**arg, methods=('supervised', 'vat'))
-    if (data := arg['data']).small:
+    options = common.parse_arg(arg, labels=0)
+    config = common.base(**options, methods=('supervised', 'vat'))
+    if (data := options['data']).small:
         # The same for a pixel as the 6 for images of 32x32x3.
         config.methods.vat.epsilon = round(6 * (data.side**2 * data.channels / (32 * 32 * 3)) ** 0.5, 1)
     else:

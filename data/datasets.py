@@ -32,10 +32,10 @@ class Arrays:
     """One split of a data set in memory.
 
     Attributes:
-      images: uint8 [N, H, W, C].
-      labels: int32 [N], the class, or -1 where the data set has none (stl10 'unlabelled').
-      num_classes: number of classes.
-      class_names: one per class.
+        images: uint8 [N, H, W, C].
+        labels: int32 [N], the class, or -1 where the data set has none (stl10 'unlabelled').
+        num_classes: Number of classes.
+        class_names: One per class.
     """
 
     images: np.ndarray
@@ -49,9 +49,9 @@ class Description:
     """What is known of a prepared data set without reading its images.
 
     Attributes:
-      shape: (H, W, C) of an image; H and W are None where images differ in size.
-      num_classes: number of classes.
-      splits: {split: number of images}.
+        shape: (H, W, C) of an image; H and W are None where images differ in size.
+        num_classes: Number of classes.
+        splits: {split: number of images}.
     """
 
     shape: tuple[int | None, int | None, int]
@@ -63,11 +63,11 @@ def describe(name: str, data_dir: str | None = None) -> Description:
     """Describes a prepared data set.
 
     Args:
-      name: as for `load`.
-      data_dir: as for `load`.
+        name: As for `load`.
+        data_dir: As for `load`.
 
     Raises:
-      UserError: no such data set, not prepared, or not images with one label each.
+        UserError: No such data set, not prepared, or not images with one label each.
     """
     builder = find(name, data_dir)
     _check_features(builder, name)
@@ -81,17 +81,17 @@ def load(name: str, split: str, data_dir: str | None = None, size: int = 0) -> A
     """Reads one split. Its order is that of the prepared files, so the same every time.
 
     Args:
-      name: one of NAMES, or any other image classification set of tfds that is prepared in data_dir.
-      split: a tfds split, such as 'train', 'test', 'train+unlabelled' or 'train[:80%]'.
-      data_dir: folder of prepared data sets, by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
-      size: height and width that the whole image is resized to, bilinearly; 0 leaves it as it is.
+        name: One of NAMES, or any other image classification set of tfds that is prepared in data_dir.
+        split: A tfds split, such as 'train', 'test', 'train+unlabelled' or 'train[:80%]'.
+        data_dir: Folder of prepared data sets, by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+        size: Height and width that the whole image is resized to, bilinearly; 0 leaves it as it is.
 
     Returns:
-      The images and labels.
+        The images and labels.
 
     Raises:
-      UserError: no such data set or split, not prepared, not images with one label each, or images of various
-        sizes and no size.
+        UserError: No such data set or split, not prepared, not images with one label each, or images of various
+            sizes and no size.
     """
     builder = find(name, data_dir)
     _check_features(builder, name)
@@ -156,11 +156,11 @@ def write(builder: tfds.core.DatasetBuilder, **kwargs: Any) -> None:
     """Prepares a data set, all or nothing.
 
     Args:
-      builder: a builder whose data set is not prepared.
-      **kwargs: for tfds's download_and_prepare.
+        builder: A builder whose data set is not prepared.
+        **kwargs: For tfds's download_and_prepare.
 
     Raises:
-      UserError: the folder cannot be written, the disk is full, or a package is missing.
+        UserError: The folder cannot be written, the disk is full, or a package is missing.
     """
     try:
         builder.download_and_prepare(file_format='array_record', **kwargs)

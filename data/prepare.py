@@ -34,15 +34,15 @@ def prepare(name: str, folder: str | None = None, data_dir: str | None = None) -
     """Prepares a data set.
 
     Args:
-      name: a data set of `datasets.NAMES`, or any other of tfds.
-      folder: has the original files, None to download them.
-      data_dir: folder of prepared data sets, by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+        name: A data set of `datasets.NAMES`, or any other of tfds.
+        folder: Has the original files, None to download them.
+        data_dir: Folder of prepared data sets, by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Returns:
-      What was done and where, for people to read.
+        What was done and where, for people to read.
 
     Raises:
-      UserError: it could not be prepared; nothing half-written is left.
+        UserError: It could not be prepared; nothing half-written is left.
     """
     builder = datasets.find(name, data_dir)
     if builder.data_path.exists():

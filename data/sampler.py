@@ -14,13 +14,13 @@ def permutation(size: int, seed: int, stream: str, epoch: int = 0) -> np.ndarray
     never change (NEP 19), and does not promise that for Generator.permutation.
 
     Args:
-      size: number of items, >= 0.
-      seed: any integer.
-      stream: name of what is drawn; different names give independent orders.
-      epoch: any integer; different epochs give independent orders.
+        size: Number of items, >= 0.
+        seed: Any integer.
+        stream: Name of what is drawn; different names give independent orders.
+        epoch: Any integer; different epochs give independent orders.
 
     Returns:
-      int64 [size], read-only (it is memoised).
+        int64 [size], read-only (it is memoised).
     """
     # Hashed, because SeedSequence joins the words of its numbers without marking where one ends.
     entropy = int.from_bytes(hashlib.sha256(f'{seed}:{stream}:{epoch}'.encode()).digest(), 'little')
@@ -38,17 +38,17 @@ def batch_indices(seed: int, stream: str, step: int, batch_size: int, size: int)
     span epochs (it spans several where size < batch_size).
 
     Args:
-      seed: any integer.
-      stream: name of the stream, such as 'labeled'.
-      step: training step, >= 0.
-      batch_size: examples per step over all devices, >= 1.
-      size: number of examples to draw from, >= 1.
+        seed: Any integer.
+        stream: Name of the stream, such as 'labeled'.
+        step: Training step, >= 0.
+        batch_size: Examples per step over all devices, >= 1.
+        size: Number of examples to draw from, >= 1.
 
     Returns:
-      int64 [batch_size], values in [0, size).
+        int64 [batch_size], values in [0, size).
 
     Raises:
-      ValueError: one of the numbers is too small.
+        ValueError: One of the numbers is too small.
     """
     if step < 0 or batch_size < 1 or size < 1:
         raise ValueError(f'Cannot draw batch {step} of {batch_size} from the {size} examples of {stream!r}.')

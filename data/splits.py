@@ -20,9 +20,9 @@ class Split:
     """Indices into the training images, each int64 and ascending.
 
     Attributes:
-      labeled: [L] the examples whose labels may be used.
-      unlabeled: [N - V] every example that is not validation, the labeled ones included.
-      validation: [V] the examples kept out of training.
+        labeled: [L] the examples whose labels may be used.
+        unlabeled: [N - V] every example that is not validation, the labeled ones included.
+        validation: [V] the examples kept out of training.
     """
 
     labeled: np.ndarray
@@ -39,19 +39,19 @@ def draw(
     num_labeled contain those of a smaller one. Validation follows the class distribution of the rest.
 
     Args:
-      labels: [N] class of each training example, -1 where it has none (never chosen as labeled).
-      num_labeled: how many labels over all classes; ALL (-1) means every one that is not validation.
-      num_classes: number of classes.
-      protocol: 'balanced' takes equally many per class (TorchSSL, USB); 'proportional' follows the class
-        distribution by the greedy rule of FixMatch's scripts/create_split.py (google-research/fixmatch).
-      seed: any integer.
-      validation: how many validation examples.
+        labels: [N] class of each training example, -1 where it has none (never chosen as labeled).
+        num_labeled: How many labels over all classes; ALL (-1) means every one that is not validation.
+        num_classes: Number of classes.
+        protocol: 'balanced' takes equally many per class (TorchSSL, USB); 'proportional' follows the class
+            distribution by the greedy rule of FixMatch's scripts/create_split.py (google-research/fixmatch).
+        seed: Any integer.
+        validation: How many validation examples.
 
     Returns:
-      The split.
+        The split.
 
     Raises:
-      UserError: the protocol is unknown, or the data set has not enough labels, or no equal share of them.
+        UserError: The protocol is unknown, or the data set has not enough labels, or no equal share of them.
     """
     order = permutation(len(labels), seed, 'labels')
     members = [order[labels[order] == c] for c in range(num_classes)]
@@ -77,12 +77,12 @@ def to_manifest(
     """Returns the split as a JSON-able dict that `from_manifest` can check against the data.
 
     Args:
-      split: what `draw` returned.
-      name: data set name.
-      labels: [N] classes.
-      images: uint8 [N, H, W, C].
-      protocol: how it was drawn (a record; reading it back does not draw again).
-      seed: what it was drawn from (a record too).
+        split: What `draw` returned.
+        name: Data set name.
+        labels: [N] classes.
+        images: uint8 [N, H, W, C].
+        protocol: How it was drawn (a record; reading it back does not draw again).
+        seed: What it was drawn from (a record too).
     """
     return {
         'data_set': name,
@@ -100,16 +100,16 @@ def from_manifest(path: str | os.PathLike, name: str, labels: np.ndarray, images
     """Reads a split back and makes sure that it means the very same images.
 
     Args:
-      path: JSON file with what `to_manifest` returned.
-      name: name of the data set at hand.
-      labels: [N] its classes.
-      images: uint8 [N, H, W, C], its images.
+        path: JSON file with what `to_manifest` returned.
+        name: Name of the data set at hand.
+        labels: [N] its classes.
+        images: uint8 [N, H, W, C], its images.
 
     Returns:
-      The split.
+        The split.
 
     Raises:
-      UserError: the file cannot be read, is no manifest, or does not fit this data set.
+        UserError: The file cannot be read, is no manifest, or does not fit this data set.
     """
 
     def check(ok: bool, problem: str) -> None:
@@ -175,4 +175,4 @@ def _split(labeled: np.ndarray, validation: np.ndarray, size: int) -> Split:
 
 def _fingerprint(split: Split, images: np.ndarray) -> str:
     chosen = images[np.concatenate([split.labeled, split.validation])]
-    return hashlib.sha256(np.ascontiguousarray(chosen)).hexdigest()
+    return hashlib.sha256(chosen.tobytes()).hexdigest()

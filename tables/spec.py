@@ -4,7 +4,6 @@ import ast
 import contextlib
 import dataclasses
 import importlib
-import pkgutil
 from collections.abc import Iterator, Mapping
 
 from ml_collections import ConfigDict
@@ -17,11 +16,7 @@ from train.settings import Settings
 
 RULES = ('last', 'median_last_20', 'selected', 'best_on_test')
 EVALUATIONS = ('neighbours', 'linear_probe', 'finetune')  # of features learned without labels, train/transfer.py
-CONFIGS = [
-    module.name
-    for module in pkgutil.iter_modules(configs.__path__)
-    if module.name not in ('common', 'data_sets', 'tables')
-]
+CONFIGS = configs.NAMES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import os
-import pathlib
 
 os.environ['JAX_NUM_CPU_DEVICES'] = '2'
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -20,9 +19,7 @@ import configs
 from train import settings as settings_lib
 from train.streams import Streams
 
-CONFIGS = sorted(
-    p.stem for p in pathlib.Path(configs.__path__[0]).glob('*.py') if p.stem not in ('common', 'data_sets')
-)
+CONFIGS = configs.NAMES
 
 TINY = {
     'batch_size': 4,

@@ -34,7 +34,7 @@ def apply(words: jax.Array, op: jax.Array, magnitude: jax.Array, channels: int, 
             in pixels, bits that Posterize keeps, Solarize's threshold in 0..256, enhancement factor; the
             others ignore it.
         channels: 1 or 3.
-        outside: the word for pixels that geometry pulls in from outside the image.
+        outside: The word for pixels that geometry pulls in from outside the image.
     """
     batch = len(words)
     # About what one operation of fourteen gets: smaller chunks are more trips, larger ones more wasted work.
@@ -90,6 +90,7 @@ def _source(name: str, m: jax.Array, height: int, width: int) -> tuple[tuple, tu
             return (0, 0, 0, 0), (jnp.floor(m + 0.5), 0)
         case 'TranslateY':
             return (0, 0, 0, 0), (0, jnp.floor(m + 0.5))
+    raise ValueError(f'{name} is not one of {GEOMETRY}.')
 
 
 def _resample(words: jax.Array, matrix: tuple, constant: tuple, outside: int) -> jax.Array:
@@ -129,6 +130,7 @@ def _recolour(name: str, planes: jax.Array, m: jax.Array) -> jax.Array:
             return _blend(_mean(_luma(planes)), planes, m)
         case 'Sharpness':
             return _blend(_smooth(planes), planes, m)
+    raise ValueError(f'{name} is not one of {ENHANCEMENTS + POINTWISE}.')
 
 
 def _auto_contrast(planes):

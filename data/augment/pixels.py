@@ -31,8 +31,8 @@ def split(words: jax.Array, channels: int) -> jax.Array:
 
 def join(planes: jax.Array, alpha: jax.Array | int) -> jax.Array:
     """Returns the words [B, H, W] of planes [B, C, H, W] and alpha: OPAQUE, TRANSPARENT or [B, H, W]."""
-    words = alpha
-    for c in range(planes.shape[1]):
+    words = planes[:, 0] | alpha
+    for c in range(1, planes.shape[1]):
         words = words | planes[:, c] << 8 * c
     return words
 

@@ -64,7 +64,7 @@ class Strong:
             centre, side: float32 [B, 2] (y, x) and [B], the cutout in pixels.
 
         Raises:
-            UserError: as Weak.draw does.
+            UserError: As Weak.draw does.
         """
         batch, height, width, _ = shape
         weak_key, op_key, cutout_key = jax.random.split(key, 3)

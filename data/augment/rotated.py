@@ -40,7 +40,7 @@ class Rotated:
         Each image has one draw where the rotation comes last, and each of its copies has one where it comes first.
 
         Raises:
-            UserError: images are not square.
+            UserError: Images are not square.
         """
         batch, height, width, channels = shape
         if height != width:

@@ -17,24 +17,24 @@ class Domain(tfds.core.BuilderConfig):
     """One domain.
 
     Attributes:
-      path: where the folders of its classes are, below the folder of the data set.
-      count: number of images.
+        path: Where the folders of its classes are, below the folder of the data set.
+        count: Number of images.
     """
 
     path: str = ''
     count: int = 0
 
 
-class FromFolders(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class FromFolders(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A domain is a config, with one split, 'train', in tfds's own, shuffled, order.
 
     Image uint8 [H, W, 3] of various sizes (the files as they are), label: the class, by the names of the folders in
     the order of their code points. Hidden files and folders are left out. Needs no TensorFlow.
 
     Attributes:
-      NUM_CLASSES: number of classes, the same ones in every domain.
-      PAGE: web page that has the images.
-      folder: pathlib.Path of the folder in which the paths of the domains are.
+        NUM_CLASSES: Number of classes, the same ones in every domain.
+        PAGE: Web page that has the images.
+        folder: pathlib.Path of the folder in which the paths of the domains are.
     """
 
     VERSION = tfds.core.Version('1.0.0')

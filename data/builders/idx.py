@@ -26,13 +26,13 @@ def builder(name: str, folder: pathlib.Path, data_dir: str) -> tfds.core.Dataset
     """Returns a tfds builder that prepares `name` from idx files.
 
     Args:
-      name: one of NAMES.
-      folder: has train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and
-        t10k-labels-idx1-ubyte, each plain or .gz, with '-' or '.' before 'idx'.
-      data_dir: tfds data folder to write to.
+        name: One of NAMES.
+        folder: Has train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and
+            t10k-labels-idx1-ubyte, each plain or .gz, with '-' or '.' before 'idx'.
+        data_dir: tfds data folder to write to.
 
     Raises:
-      UserError: a file is missing, damaged, or no such file.
+        UserError: A file is missing, damaged, or no such file.
     """
     return from_arrays(name, {split: _read_part(folder, part) for split, part in PARTS.items()}, data_dir)
 
@@ -43,12 +43,12 @@ def from_arrays(
     """Returns a tfds builder that prepares a data set of tfds from arrays instead of from its downloads.
 
     Args:
-      name: a data set of tfds with the features 'image' (a tfds Image) and 'label'.
-      splits: split name -> images uint8 [N, H, W, C] with C 1 or 3, labels int [N].
-      data_dir: tfds data folder to write to.
+        name: A data set of tfds with the features 'image' (a tfds Image) and 'label'.
+        splits: Split name -> images uint8 [N, H, W, C] with C 1 or 3, labels int [N].
+        data_dir: tfds data folder to write to.
     """
 
-    class FromArrays(tfds.builder_cls(name), skip_registration=True):
+    class FromArrays(tfds.builder_cls(name), skip_registration=True):  # type: ignore[call-arg, misc]
         url_infos = None  # As in digits.py.
 
         def _split_generators(self, dl_manager):

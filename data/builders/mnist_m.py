@@ -37,8 +37,8 @@ class MnistM(tfds.core.GeneratorBasedBuilder):
     Needs no TensorFlow.
 
     Attributes:
-      folder: pathlib.Path of the folder with the archive.
-      digits: function from 'train' or 'test' to images uint8 [N, 28, 28, 1] and labels [N] of MNIST.
+        folder: pathlib.Path of the folder with the archive.
+        digits: Function from 'train' or 'test' to images uint8 [N, 28, 28, 1] and labels [N] of MNIST.
     """
 
     VERSION = tfds.core.Version('1.0.0')
@@ -77,23 +77,25 @@ class MnistM(tfds.core.GeneratorBasedBuilder):
 def _photographs(path: os.PathLike) -> dict[str, list[np.ndarray]]:
     """Returns {'train': photographs, 'test': photographs}, each uint8 [H, W, 3], in the order of their names.
 
-    Raises UserError: the archive is absent, damaged, or another one.
+    Raises:
+        UserError: The archive is absent, damaged, or another one.
     """
-    found = {'train': {}, 'test': {}}
+    photographs: dict[str, dict[str, np.ndarray]] = {'train': {}, 'test': {}}
     try:
         with tarfile.open(path) as archive:
             for member in archive:
-                if match := MEMBERS.fullmatch(member.name):
-                    image = Image.open(archive.extractfile(member)).convert('RGB')
-                    found[match[1]][member.name] = np.asarray(image)
+                match = MEMBERS.fullmatch(member.name)
+                if match and (file := archive.extractfile(member)):
+                    image = Image.open(file).convert('RGB')
+                    photographs[match[1]][member.name] = np.asarray(image)
     except FileNotFoundError as error:
         raise UserError(f'No {ARCHIVE} in {os.path.dirname(path)}: get it from {PAGE}.') from error
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise UserError(f'{path} cannot be read, get it again from {PAGE}: {first_line(error)}.') from error
-    for split, images in found.items():
+    for split, images in photographs.items():
         if len(images) != NUM_PHOTOGRAPHS:
             raise UserError(
                 f'{path} has {len(images)} photographs in BSR/BSDS500/data/images/{split}, not {NUM_PHOTOGRAPHS}: '
                 f'get it again from {PAGE}.'
             )
-    return {split: [images[name] for name in sorted(images)] for split, images in found.items()}
+    return {split: [images[name] for name in sorted(images)] for split, images in photographs.items()}

@@ -25,7 +25,7 @@ class Usps(tfds.core.GeneratorBasedBuilder):
     which the files call 1..10. Needs no TensorFlow.
 
     Attributes:
-      folder: pathlib.Path of the folder that has the files; None downloads them.
+        folder: pathlib.Path of the folder that has the files; None downloads them.
     """
 
     VERSION = tfds.core.Version('1.0.0')
@@ -59,8 +59,8 @@ class Usps(tfds.core.GeneratorBasedBuilder):
             raise UserError(
                 f'Cannot get {name}: {first_line(error)}. Add --from=FOLDER, a folder with that file (from {URL}).'
             ) from error
-        if (found := hashlib.md5(raw).hexdigest()) != md5:
-            raise UserError(f'{name} has the MD5 {found}, not {md5}: get it again from {URL}.')
+        if (digest := hashlib.md5(raw).hexdigest()) != md5:
+            raise UserError(f'{name} has the MD5 {digest}, not {md5}: get it again from {URL}.')
         return raw
 
     def _generate_examples(self, raw):
