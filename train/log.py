@@ -4,6 +4,7 @@ import contextlib
 import math
 import sys
 import time
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -66,7 +67,7 @@ class Log(contextlib.AbstractContextManager):
             (step, metrics), self._pending = self._pending, None
             self._record(step, *jax.device_get(metrics))
 
-    def evaluation(self, step: int, scores: dict[str, float]) -> None:
+    def evaluation(self, step: int, scores: Mapping[str, float]) -> None:
         """Writes a row of scores. The time an evaluation takes does not count as training speed."""
         self._write(step, scores)
         self._mark = step, time.monotonic()
@@ -94,7 +95,7 @@ class Log(contextlib.AbstractContextManager):
         self._show(step, row, steps_per_second)
         self._mark = step, time.monotonic()
 
-    def _write(self, step: int, values: dict[str, float | None]) -> None:
+    def _write(self, step: int, values: Mapping[str, float | None]) -> None:
         seconds = self._seconds_before + time.monotonic() - self._start
         self._folder.append({'step': step, **values, 'seconds': round(seconds, 3)})
 
@@ -103,13 +104,13 @@ class Log(contextlib.AbstractContextManager):
             self._bar.set_postfix_str(_brief(row), refresh=False)
             return
         last = step == self._settings.steps
-        if not last and (steps_per_second is None or time.monotonic() - self._last_line < LINE_SECONDS):
+        if not last and time.monotonic() - self._last_line < LINE_SECONDS:
             return
         self._last_line = time.monotonic()
         parts = [f'step {step} of {self._settings.steps}']
-        if not last:
-            parts.append(f'{tqdm.format_interval((self._settings.steps - step) / steps_per_second)} left')
-        if steps_per_second is not None:
+        if steps_per_second is not None:  # since the row before: the average would have compilation in it
+            if not last:
+                parts.append(f'{tqdm.format_interval((self._settings.steps - step) / steps_per_second)} left')
             parts.append(f'{steps_per_second:.1f} steps/s')
         print(', '.join([*parts, _brief(row)]), file=sys.stderr, flush=True)
 

@@ -94,7 +94,8 @@ def code(source: str) -> str:
             first = node.body[0]
             if first.lineno == getattr(node, 'lineno', 0):
                 continue  # all on one line
-            lines[first.lineno - 1 : first.end_lineno] = [''] * (first.end_lineno - first.lineno + 1)
+            end = first.end_lineno or first.lineno
+            lines[first.lineno - 1 : end] = [''] * (end - first.lineno + 1)
     return '\n'.join(line.rstrip() for line in lines if line.strip())
 
 
@@ -113,10 +114,10 @@ def _imports(source: str) -> tuple[str, ...]:
 
 def _imported(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
-        names = []
+        names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f'{node.module}.{alias.name}' for alias in node.names)]
         for name in names:
             parts = name.split('.')

@@ -63,22 +63,21 @@ class RunFolder(contextlib.AbstractContextManager):
         """
         self.path = path
         wanted = json.loads(json.dumps({**dataclasses.asdict(settings), **more}))
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(path / '.lock', 'w')  # noqa: SIM115 - held as long as the run goes on
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if (present := self.read_json('config.json')) is None:
-                self.write_json('config.json', wanted)
-            else:
-                self._check_same(present, wanted)
-            (path / 'metrics.jsonl').touch()
-        except UserError:
-            self._lock.close()
-            raise
-        except BlockingIOError as error:
-            raise Busy(f'Another process is at work in {path}. Wait for it or choose another --workdir.') from error
-        except OSError as error:
-            raise UserError(f'Cannot write to {path}: {error.strerror}. Choose another --workdir.') from error
+        with contextlib.ExitStack() as stack:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context(open(path / '.lock', 'w'))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if (present := self.read_json('config.json')) is None:
+                    self.write_json('config.json', wanted)
+                else:
+                    self._check_same(present, wanted)
+                (path / 'metrics.jsonl').touch()
+            except BlockingIOError as error:
+                raise Busy(f'Another process is at work in {path}. Wait for it or choose another --workdir.') from error
+            except OSError as error:
+                raise UserError(f'Cannot write to {path}: {error.strerror}. Choose another --workdir.') from error
+            self._lock = stack.pop_all()  # held as long as the run goes on
 
     def __exit__(self, *exception) -> None:
         self._lock.close()
@@ -135,7 +134,7 @@ def _write(path: pathlib.Path, text: str) -> None:
 
 
 def _flat(tree: dict, prefix: str = '') -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
     return flat

@@ -102,15 +102,14 @@ def scores(arrays: dict[str, np.ndarray], validation_labels: np.ndarray | None) 
         validation_labels: Classes of the held-out source images, int `[N]`; None where there are none.
 
     Returns:
-        {rule: score} and the proxy A-distance of the features (see `density_ratio`).
+        {rule: score} and the proxy A-distance of the features (see `a_distance`).
     """
     p = _softmax(arrays['target_logits'])
     conditional = _entropy(p).mean()
     values = {'entropy': -conditional, 'information': _entropy(p.mean(0)) - conditional}
-    weights, distance = density_ratio(
-        arrays['source_features'], arrays['target_features'], arrays.get('validation_features')
-    )
+    domains = arrays['source_features'], arrays['target_features']
     if validation_labels is not None:
+        weights = density_ratio(*domains, arrays['validation_features'])
         errors = (arrays['validation_logits'].argmax(-1) != validation_labels).astype(np.float64)
         values['validation'] = 1 - errors.mean()
         weighted = weights * errors
@@ -118,34 +117,42 @@ def scores(arrays: dict[str, np.ndarray], validation_labels: np.ndarray | None) 
         variance = weights.var(ddof=1)
         eta = -np.cov(weighted, weights)[0, 1] / variance if variance > 1e-12 else 0.0
         values['dev'] = -(weighted.mean() + eta * (weights.mean() - 1))
-    return {rule: float(value) for rule, value in values.items()}, distance
+    return {rule: float(value) for rule, value in values.items()}, a_distance(*domains)
 
 
-def density_ratio(
-    source: np.ndarray, target: np.ndarray, query_features: np.ndarray | None
-) -> tuple[np.ndarray | None, float]:
-    """Compares the two domains by a logistic regression that tells source from target features.
+def density_ratio(source: np.ndarray, target: np.ndarray, query_features: np.ndarray) -> np.ndarray:
+    """Estimates how much likelier features are in the target domain, by logistic regression.
 
     Args:
         source: Features of source images `[N, D]`.
         target: Features of target images `[M, D]`.
-        query_features: Features `[n, D]` to return the ratio of; None for none.
+        query_features: Features to return the ratio of, `[n, D]`.
 
     Returns:
-        How much likelier each of query_features is in the target domain, `[n]`, or None, and the proxy A-distance:
-        2 (1 - 2 error), of the error on the half of the features that another such regression has not seen. 2 where
-        the domains can be told apart, 0 where not.
+        Density in the target domain divided by that in the source domain, `[n]`.
     """
+    scaler, x, y = _domains(source, target)
+    classifier = LogisticRegression(max_iter=300).fit(x, y)
+    odds = classifier.predict_proba(scaler.transform(query_features))
+    return odds[:, 1] / np.maximum(odds[:, 0], 1e-12) * len(source) / len(target)
+
+
+def a_distance(source: np.ndarray, target: np.ndarray) -> float:
+    """Returns the proxy A-distance of features of two domains, `[N, D]` and `[M, D]`.
+
+    2 (1 - 2 error), where the error is that of a logistic regression that tells the domains apart, on the half of the
+    features that it has not learned from: 2 where they can be told apart, 0 where not.
+    """
+    _, x, y = _domains(source, target)
+    classifier = LogisticRegression(max_iter=300).fit(x[::2], y[::2])
+    return float(2 * (1 - 2 * (classifier.predict(x[1::2]) != y[1::2]).mean()))
+
+
+def _domains(source: np.ndarray, target: np.ndarray) -> tuple[StandardScaler, np.ndarray, np.ndarray]:
+    """Returns how features are standardised, all of them standardised, and their domains: 0 source, 1 target."""
     x = np.concatenate([source, target])
-    y = np.repeat([0, 1], [len(source), len(target)])
     scaler = StandardScaler().fit(x)
-    x = scaler.transform(x)
-    half = LogisticRegression(max_iter=300).fit(x[::2], y[::2])
-    distance = float(2 * (1 - 2 * (half.predict(x[1::2]) != y[1::2]).mean()))
-    if query_features is None:
-        return None, distance
-    odds = LogisticRegression(max_iter=300).fit(x, y).predict_proba(scaler.transform(query_features))
-    return odds[:, 1] / np.maximum(odds[:, 0], 1e-12) * len(source) / len(target), distance
+    return scaler, scaler.transform(x), np.repeat([0, 1], [len(source), len(target)])
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -56,9 +56,10 @@ class Streams:
             _check_domains(data, train, extra)
         elif data.unlabeled_split:
             extra = _load(data, data.name, data.unlabeled_split, data_dir)
-        test = _load(data, data.target or data.name, data.test_split, data_dir)
-        if data.protocol == 'transductive':
+        if extra and data.protocol == 'transductive':
             test = extra
+        else:
+            test = _load(data, data.target or data.name, data.test_split, data_dir)
         held_out['test'] = test.images, test.labels
         if extra:
             unlabeled = np.concatenate([unlabeled, len(images) + np.arange(len(extra.images))])
