@@ -109,7 +109,7 @@ def main() -> None:
             show(axis, image)
     draw_curves(right.subplots())
     figure.savefig(PICTURE, dpi=100)
-    print(f'{PICTURE.relative_to(ROOT)}: {PICTURE.stat().st_size / 1000:.0f} kB')
+    print(f'{PICTURE}: {PICTURE.stat().st_size / 1000:.0f} kB')
 
 
 if __name__ == '__main__':
