@@ -53,7 +53,7 @@ HERE = {
     'python main.py --config=configs/fixmatch.py:digits,labels=40': TINY,
     'python main.py --config=configs/fixmatch.py --config.methods.fixmatch.threshold=0.9 --config.seed=1': TINY,
     'python main.py --config=configs/tables/digits.py --list': [],
-    'python main.py --config=configs/tables/digits.py --check': [],
+    'python main.py --config=configs/tables/digits.py --check': ['--workdir=results/digits'],
 }
 
 
@@ -190,7 +190,7 @@ def processes(data_dir, tmp_path_factory):
 
     def run(command, flags):
         where = [f'--data_dir={data_dir}', f'--workdir={tmp_path_factory.mktemp("docs") / "run"}']
-        words = [sys.executable, *shlex.split(command)[1:], *flags, *where]
+        words = [sys.executable, *shlex.split(command)[1:], *where, *flags]
         return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
