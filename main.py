@@ -6,6 +6,7 @@
 The same command continues what was interrupted.
 """
 
+import os
 import pathlib
 import runpy
 import shlex
@@ -27,11 +28,9 @@ _JOBS = flags.DEFINE_integer(
     'jobs', None, 'Cells of a table to make at once, each with its share of the cores; by default 1, or 1 a GPU.', 1
 )
 _GPUS = flags.DEFINE_list('gpus', [], 'GPUs to spread the jobs of a table over, such as 0,1.')
-_TOGETHER = flags.DEFINE_bool(
-    'seeds_together', None, 'Train the seeds of a cell as one program; by default where there is a GPU.'
-)
 _LIST = flags.DEFINE_bool('list', False, 'Say what a table would run, and how long it would take.')
 _CHECK = flags.DEFINE_bool('check', False, 'Say which rows of a table were made by other code than the present one.')
+_RENEW = flags.DEFINE_bool('renew', False, 'Make those runs of a table again that other code or settings made.')
 
 
 def main(argv: list[str]) -> None:
@@ -41,46 +40,58 @@ def main(argv: list[str]) -> None:
     if 'rows' in _CONFIG.value:
         _table()
         return
-    for flag in (_JOBS, _GPUS, _TOGETHER, _LIST, _CHECK):
+    for flag in (_JOBS, _GPUS, _LIST, _CHECK, _RENEW):
         if flag.present:
             raise UserError(f'--{flag.name} is for tables, such as --config=configs/tables/digits.py.')
     _run()
 
 
 def _run() -> None:
-    from train import loop, mesh, run_folder, settings, transfer  # only now: JAX and tfds take seconds, and errors none
+    # Only now: JAX and tfds take seconds, and errors none.
+    from configs import data_sets
+    from train import experiment, loop, mesh, run_folder, settings, transfer
 
-    run = settings.from_config(_CONFIG.value)
-    workdir = pathlib.Path(_WORKDIR.value or run_folder.default(run))
-    logging.set_verbosity(logging.WARNING)  # orbax has much to say
+    logging.set_verbosity(logging.WARNING)  # orbax and tfds have much to say
+    run_settings = settings.from_config(_CONFIG.value)
+    if text := data_sets.assumed(run_settings):
+        print(text)
+    idle = settings.idle(run_settings)
+    for name in config_flags.get_override_values(flags.FLAGS['config']):
+        part = name.rpartition('.')[0]
+        if reason := idle.get(name) or idle.get(part):
+            logging.warning('--config.%s has no effect %s.', name, reason)
+    workdir = pathlib.Path(_WORKDIR.value or run_folder.default(run_settings))
     mesh.configure()
     try:
-        result = loop.run(run, workdir, _DATA_DIR.value)
+        result = experiment.run(run_settings, workdir, _DATA_DIR.value)
     except loop.Interrupted as interruption:
         print(interruption, file=sys.stderr)
         sys.exit(128 + interruption.signal_number)
     if 'transfer' in result:
         print(transfer.table(result['transfer']))
-    for rule, found in result.get('selection', {}).items():
-        chosen = 'no step, as predictions have collapsed'
-        if found['step'] is not None:
-            distance = f'proxy A-distance {found["a_distance"]:.2f}'
-            chosen = f'{100 * found["test_accuracy"]:.2f} % (step {found["step"]}, {distance})'
-        print(f'chosen without target labels by {rule}: {chosen}')
+    for rule, choice in result.get('selection', {}).items():
+        text = 'no step, as predictions have collapsed'
+        if choice['step'] is not None:
+            distance = f'proxy A-distance {choice["a_distance"]:.2f}'
+            text = f'{100 * choice["test_accuracy"]:.2f} % (step {choice["step"]}, {distance})'
+        print(f'chosen without target labels by {rule}: {text}')
     accuracy = {name: f'{100 * value:.2f} %' for name, value in result['test_accuracy'].items() if value is not None}
     print(f'test accuracy: {accuracy.pop("last")} (' + ', '.join(f'{k} {v}' for k, v in accuracy.items()) + ')')
     print(f'{result["seconds"]:.0f} s on {result["device"]}; everything is in {workdir}/')
+    print(
+        f'next: curves from {workdir}/metrics.jsonl, a JSON row a line; '
+        f'--config.model.pretrained={workdir} begins another run with this network'
+    )
 
 
 def _table() -> None:
     from tables import command, runner
 
     path = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
-    of_the_machine = ('jobs', 'gpus', 'data_dir', 'workdir', 'list', 'check', 'seeds_together', 'noseeds_together')
+    of_the_machine = ('jobs', 'gpus', 'data_dir', 'workdir', 'list', 'check', 'renew')
     typed = [a for a in sys.argv[1:] if a.partition('=')[0].lstrip('-') not in of_the_machine]
-    table = command.Command(
-        _CONFIG.value, pathlib.Path(path).stem, shlex.join(['python', 'main.py', *typed]), _WORKDIR.value
-    )
+    name, line = pathlib.Path(path).stem, shlex.join(['python', 'main.py', *typed])
+    table = command.Command(_CONFIG.value, name, line, _WORKDIR.value, _RENEW.value)
     jobs = _JOBS.value or max(1, len(_GPUS.value))
     if _LIST.value:
         print(table.listing(jobs))
@@ -90,7 +101,7 @@ def _table() -> None:
         print(text)
         sys.exit(not fresh)
     try:
-        print(table.make(jobs, _GPUS.value, _TOGETHER.value, _DATA_DIR.value))
+        print(table.make(jobs, _GPUS.value, _DATA_DIR.value))
     except runner.Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
@@ -98,6 +109,11 @@ def _table() -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags and loads the config, with every mistake in them a UserError."""
+    # A config file may look at the data set's description, and is read while flags are parsed.
+    for argument, after in zip(argv, [*argv[1:], ''], strict=True):
+        name, equals, value = argument.partition('=')
+        if name in ('--data_dir', '-data_dir'):
+            os.environ['TFDS_DATA_DIR'] = value if equals else after
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
@@ -106,7 +122,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
         raise _override_error(argv, error) from error
     path = config_flags.get_config_filename(flags.FLAGS['config']) if flags.FLAGS['config'].present else ''
     folder = pathlib.Path(__file__).parent / 'configs'
-    valid = sorted(f'configs/{p.relative_to(folder)}' for p in folder.rglob('*.py') if p.stem != 'common')
+    valid = sorted(
+        f'configs/{p.relative_to(folder)}' for p in folder.rglob('*.py') if p.stem not in ('common', 'data_sets')
+    )
     if not path:
         raise UserError(f'Say what to run, --config=FILE, such as {", ".join(valid)}.')
     if not pathlib.Path(path.split(':')[0]).exists():

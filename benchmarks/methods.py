@@ -28,18 +28,19 @@ def prepare(config: str):
 
     import models
     from models import pretrained
-    from train import loop
+    from train import evaluation
     from train import mesh as mesh_lib
+    from train import run as run_lib
     from train import settings as settings_lib
     from train import step as step_lib
 
     name, _, argument = config.partition(':')
     settings = settings_lib.from_config(importlib.import_module(f'configs.{name}').get_config(argument))
-    trainer, streams = loop.prepare(settings)
+    trainer, streams = run_lib.prepare(settings)
     sizes = trainer.batch_sizes
     mesh = mesh_lib.create(*sizes.values())
     if settings.data.cache_features:
-        streams = loop.features(trainer, streams)
+        streams = evaluation.features(trainer, streams, mesh)
     counts = {'forward': 0, 'backward': 0}
     apply = models.Model.apply
 
@@ -79,7 +80,7 @@ def prepare(config: str):
 
 def main() -> None:
     """Measures and prints the table."""
-    configs = sorted(p.stem for p in pathlib.Path('configs').glob('*.py') if p.stem != 'common')
+    configs = sorted(p.stem for p in pathlib.Path('configs').glob('*.py') if p.stem not in ('common', 'data_sets'))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='*', default=configs, help='configs, with arguments (default: all)')
     parser.add_argument('--rounds', type=int, default=5, help='measured rounds (default: 5)')

@@ -42,7 +42,7 @@ def serve(policy: str, convolution: str, batch_size: int) -> None:
     conv.blocked_conv = {'blocked': conv.blocked_conv, 'xla': conv.xla_conv}[convolution]
     config = fixmatch.get_config('cifar10,labels=40')
     config.batch_size = batch_size
-    config.methods.fixmatch.weak_batch_norm = policy
+    config.methods.fixmatch.weak_statistics = policy
     settings = settings_lib.from_config(config)
     rng = np.random.default_rng(0)
     sizes = {'labeled': batch_size, 'unlabeled': batch_size * settings.data.unlabeled_ratio}

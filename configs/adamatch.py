@@ -9,26 +9,10 @@ view and ramp: CIFAR-10 5.05±.04, 5.01±.11, 4.29±.06 with 40, 250, 4000 label
 been made yet.
 """
 
-from ml_collections import ConfigDict
-
 from configs import common
 
-
-def get_config(arg: str = '') -> ConfigDict:
-    """Returns the settings for 'DATA,labels=N'."""
-    arg = common.parse_arg(arg, data='digits', labels=20)
-    config = common.base(**arg)
-    small = arg['data'] in common.SMALL
-    if not small:
-        config.data.unlabeled_ratio = 3
-        config.optimizer.weight_decay = 1e-3
-    config.methods.adamatch = {
-        'threshold': 0.9,
-        'temperature': 0.0,
-        'weight': 1.0,
-        'interpolation': True,
-        'decay': 0.99 if small else 0.999,
-        'average': 128,
-        'weak_batch_norm': 'no_grad' if small else 'joint',
-    }
-    return config.lock()
+get_config = common.semi_supervised(
+    'adamatch',
+    small={'methods.adamatch.decay': 0.99},
+    paper={'data.unlabeled_ratio': 3, 'optimizer.weight_decay': 1e-3},
+)

@@ -8,27 +8,6 @@ USB's (not ours; error in %, best of run on the test set, 3 seeds, WRN-28-2): CI
 with 40, 250, 4000 labels. No paper-scale run of this code has been made yet.
 """
 
-from ml_collections import ConfigDict
-
 from configs import common
 
-
-def get_config(arg: str = '') -> ConfigDict:
-    """Returns the settings for 'DATA,labels=N'."""
-    arg = common.parse_arg(arg, data='digits', labels=20)
-    config = common.base(**arg)
-    small = arg['data'] in common.SMALL
-    config.methods.supervised = {'weight': 1.0}
-    config.methods.comatch = {
-        'threshold': 0.95,
-        'contrast_threshold': 0.8,
-        'temperature': 0.2,
-        'weight': 1.0,
-        'contrast_weight': 1.0,
-        'alpha': 0.9,
-        'embedding': 64,
-        'batches': 5,
-        'average': 32,
-        'weak_batch_norm': 'no_grad' if small else 'joint',
-    }
-    return config.lock()
+get_config = common.semi_supervised('supervised', 'comatch')

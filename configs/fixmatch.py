@@ -16,22 +16,6 @@ The paper's (not ours; table 2, FixMatch (RA), error in %, mean and standard dev
 No paper-scale run of this code has been made yet.
 """
 
-from ml_collections import ConfigDict
-
 from configs import common
 
-
-def get_config(arg: str = '') -> ConfigDict:
-    """Returns the settings for 'DATA,labels=N'."""
-    arg = common.parse_arg(arg, data='digits', labels=20)
-    config = common.base(**arg)
-    small = arg['data'] in common.SMALL
-    config.methods.supervised = {'weight': 1.0}
-    config.methods.fixmatch = {
-        'threshold': 0.95,
-        'weight': 1.0,
-        'temperature': 0.0,
-        'alignment': False,
-        'weak_batch_norm': 'no_grad' if small else 'joint',
-    }
-    return config.lock()
+get_config = common.semi_supervised('supervised', 'fixmatch')

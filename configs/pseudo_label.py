@@ -8,22 +8,6 @@ TorchSSL's (not ours; error in %, best of run on the test set, 3 seeds, WRN-28-2
 15.08±0.19 with 40, 250, 4000 labels. No paper-scale run of this code has been made yet.
 """
 
-from ml_collections import ConfigDict
-
 from configs import common
 
-
-def get_config(arg: str = '') -> ConfigDict:
-    """Returns the settings for 'DATA,labels=N'."""
-    arg = common.parse_arg(arg, data='digits', labels=20)
-    config = common.base(**arg)
-    small = arg['data'] in common.SMALL
-    if not small:
-        config.data.unlabeled_ratio = 1
-    config.methods.supervised = {'weight': 1.0}
-    config.methods.pseudo_label = {
-        'threshold': 0.95,
-        'weight': 1.0,
-        'ramp': 0.4,
-    }
-    return config.lock()
+get_config = common.semi_supervised('supervised', 'pseudo_label', paper=common.ONE_TO_ONE)

@@ -18,33 +18,27 @@ from ml_collections import ConfigDict
 from configs import common
 from errors import unknown
 
-METHODS = {
-    'rotation': {'weight': 1.0, 'batch_norm': 'joint'},
-    'simclr': {'weight': 1.0, 'temperature': 0.5, 'hidden': 2048, 'width': 128},
-    'simsiam': {'weight': 1.0, 'hidden': 2048, 'width': 2048, 'predictor': 512},
-    'byol': {'weight': 1.0, 'hidden': 4096, 'width': 256},
-}
+METHODS = ('rotation', 'simclr', 'simsiam', 'byol')
 
 
 def get_config(arg: str = '') -> ConfigDict:
     """Returns the settings for 'DATA,method=NAME,model=NAME'."""
-    arg = common.parse_arg(arg, data='digits', method='rotation')
+    arg = common.parse_arg(arg, method='rotation')
     method = arg.pop('method')
     if method not in METHODS:
         raise unknown('method of this config', method, METHODS)
-    config = common.base(**arg, labels=-1)
-    config.methods = {method: METHODS[method]}
-    small = arg['data'] in common.SMALL
-    if small:
+    config = common.base(**arg, labels=-1, methods=(method,))
+    data = arg['data']
+    few = data.train < 5000
+    config.batch_size = 1
+    if data.small:
         for width in ('hidden', 'width', 'predictor'):
             if width in config.methods[method]:
                 config.methods[method][width] = 128
-    config.batch_size = 1
-    if small:
         config.data.unlabeled_ratio = 32
-        if arg['data'] == 'digits':
+        if few:
             config.eval_steps = config.steps // 5
-        else:  # 60,000 labeled images to compare with take their time
+        else:  # nearest neighbours among so many labeled images take their time
             config.eval_steps = config.transfer.steps = config.steps
     else:
         epoch = 50000 // 128
@@ -54,5 +48,5 @@ def get_config(arg: str = '') -> ConfigDict:
         config.optimizer.update(learning_rate=0.1, schedule='steps', boundaries=(0.3, 0.6, 0.8))
     if not arg['model']:
         config.transfer.layer = 'stage2'  # the paper's choice, too: the last layers know rotations best
-    config.transfer.labels = (50, 200, -1) if arg['data'] == 'digits' else (50, 200, 1000)
+    config.transfer.labels = (5 * data.classes, 20 * data.classes, -1 if few else 100 * data.classes)
     return config.lock()

@@ -15,10 +15,10 @@ from configs import common
 
 def get_config(arg: str = '') -> ConfigDict:
     """Returns the settings for 'DATA,labels=N'."""
-    arg = common.parse_arg(arg, data='digits', labels=20)
-    config = common.base(**arg)
-    if arg['data'] not in common.SMALL:
-        config.data.unlabeled_ratio = 1
-    # A digit turned over is another one (6 and 9) or none.
-    config.methods.s4l = {'weight': 1.0, 'all_copies': arg['data'] != 'digits'}
+    arg = common.parse_arg(arg, labels=0)
+    config = common.base(**arg, methods=('s4l',))
+    if arg['data'].small:
+        config.methods.s4l.all_copies = arg['data'].turned
+    else:
+        config.update_from_flattened_dict(common.ONE_TO_ONE)
     return config.lock()

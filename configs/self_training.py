@@ -15,18 +15,11 @@ from configs import common
 
 def get_config(arg: str = '') -> ConfigDict:
     """Returns the settings for 'DATA,labels=N,noisy_student=0 or 1'."""
-    arg = common.parse_arg(arg, data='digits', labels=20, noisy_student=0)
-    noisy_student = bool(arg.pop('noisy_student'))
-    config = common.base(**arg)
-    small = arg['data'] in common.SMALL
-    config.methods.supervised = {'weight': 1.0}
-    config.methods.self_training = {
-        'rounds': 3 if small else 6,
-        'restart': True,
-        'growing': not noisy_student,
-        'threshold': 0.0,
-        'soft': noisy_student,
-        'view': 'strong' if noisy_student else 'weak',
-        'weight': 1.0,
-    }
+    arg = common.parse_arg(arg, labels=0, noisy_student=0)
+    noisy_student = arg.pop('noisy_student')
+    config = common.base(**arg, methods=('supervised', 'self_training'))
+    if arg['data'].small:
+        config.methods.self_training.rounds = 3
+    if noisy_student:
+        config.methods.self_training.update(growing=False, soft=True, view='strong')
     return config.lock()

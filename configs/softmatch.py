@@ -8,22 +8,6 @@ USB's (not ours; error in %, best of run on the test set, 3 seeds, WRN-28-2): CI
 with 40, 250, 4000 labels. No paper-scale run of this code has been made yet.
 """
 
-from ml_collections import ConfigDict
-
 from configs import common
 
-
-def get_config(arg: str = '') -> ConfigDict:
-    """Returns the settings for 'DATA,labels=N'."""
-    arg = common.parse_arg(arg, data='digits', labels=20)
-    config = common.base(**arg)
-    small = arg['data'] in common.SMALL
-    config.methods.supervised = {'weight': 1.0}
-    config.methods.softmatch = {
-        'weight': 1.0,
-        'sigmas': 2.0,
-        'decay': 0.99 if small else 0.999,
-        'alignment': True,
-        'weak_batch_norm': 'no_grad' if small else 'joint',
-    }
-    return config.lock()
+get_config = common.semi_supervised('supervised', 'softmatch', small={'methods.softmatch.decay': 0.99})

@@ -8,21 +8,6 @@ FixMatch's paper (not ours; table 2, error in %, median of the last 20 checkpoin
 8.82±1.08, 4.88±.18 with 40, 250, 4000 labels. No paper-scale run of this code has been made yet.
 """
 
-from ml_collections import ConfigDict
-
 from configs import common
 
-
-def get_config(arg: str = '') -> ConfigDict:
-    """Returns the settings for 'DATA,labels=N'."""
-    arg = common.parse_arg(arg, data='digits', labels=20)
-    config = common.base(**arg)
-    small = arg['data'] in common.SMALL
-    config.methods.supervised = {'weight': 1.0}
-    config.methods.uda = {
-        'threshold': 0.8,
-        'temperature': 0.4,
-        'weight': 1.0,
-        'weak_batch_norm': 'no_grad' if small else 'joint',
-    }
-    return config.lock()
+get_config = common.semi_supervised('supervised', 'uda')

@@ -15,18 +15,11 @@ from configs import common
 
 def get_config(arg: str = '') -> ConfigDict:
     """Returns the settings for 'DATA,labels=N'."""
-    arg = common.parse_arg(arg, data='digits', labels=20)
-    config = common.base(**arg)
-    small = arg['data'] in common.SMALL
-    if not small:
-        config.data.unlabeled_ratio = 1
-    config.methods.supervised = {'weight': 1.0}
-    config.methods.vat = {
-        'weight': 0.3,
-        'ramp': 0.4,
-        'epsilon': {'digits': 0.9, 'fashion_mnist': 3.0}.get(arg['data'], 6.0),  # the same for a pixel
-        'xi': 1e-3,
-        'iterations': 1,
-        'entropy_weight': 0.06,
-    }
+    arg = common.parse_arg(arg, labels=0)
+    config = common.base(**arg, methods=('supervised', 'vat'))
+    if (data := arg['data']).small:
+        # The same for a pixel as the 6 for images of 32x32x3.
+        config.methods.vat.epsilon = round(6 * (data.side**2 * data.channels / (32 * 32 * 3)) ** 0.5, 1)
+    else:
+        config.update_from_flattened_dict(common.ONE_TO_ONE)
     return config.lock()

@@ -44,6 +44,39 @@ class Arrays:
     class_names: tuple[str, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What is known of a prepared data set without reading its images.
+
+    Attributes:
+      shape: (H, W, C) of an image; H and W are None where images differ in size.
+      num_classes: number of classes.
+      splits: {split: number of images}.
+    """
+
+    shape: tuple[int | None, int | None, int]
+    num_classes: int
+    splits: dict[str, int]
+
+
+def describe(name: str, data_dir: str | None = None) -> Description:
+    """Describes a prepared data set.
+
+    Args:
+      name: as for `load`.
+      data_dir: as for `load`.
+
+    Raises:
+      UserError: no such data set, not prepared, or not images with one label each.
+    """
+    builder = find(name, data_dir)
+    _check_features(builder, name)
+    check_prepared(builder)
+    features = builder.info.features
+    splits = {split: info.num_examples for split, info in builder.info.splits.items()}
+    return Description(tuple(features['image'].shape), features['label'].num_classes, splits)
+
+
 def load(name: str, split: str, data_dir: str | None = None, size: int = 0) -> Arrays:
     """Reads one split. Its order is that of the prepared files, so the same every time.
 
@@ -61,9 +94,8 @@ def load(name: str, split: str, data_dir: str | None = None, size: int = 0) -> A
         sizes and no size.
     """
     builder = find(name, data_dir)
+    _check_features(builder, name)
     features = builder.info.features
-    if not {'image', 'label'} <= set(features) or (size and features['image'].shape[-1] not in MODES):
-        raise UserError(f"{name} is not a data set of images with one 'label' each.")
     if None in features['image'].shape and not size:
         raise UserError(f'{name} has no equally large images: set data.image_size to the size that all are to have.')
     if name in EMBEDDED and not builder.data_path.exists():
@@ -79,6 +111,15 @@ def load(name: str, split: str, data_dir: str | None = None, size: int = 0) -> A
     return Arrays(images, labels, features['label'].num_classes, tuple(features['label'].names))
 
 
+def _check_features(builder: tfds.core.DatasetBuilder, name: str) -> None:
+    """Raises UserError unless it is a data set of images with one label each."""
+    features = builder.info.features
+    if not {'image', 'label'} <= set(features or ()) or not isinstance(features['label'], tfds.features.ClassLabel):
+        raise UserError(f"{name} is not a data set of images with one 'label' each.")
+    if len(features['image'].shape) != 3 or features['image'].shape[-1] not in MODES:
+        raise UserError(f'Images of {name} have the shape {features["image"].shape}, not [H, W, 1 or 3].')
+
+
 def find(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
     """Returns the tfds builder of a data set, prepared or not. Raises UserError if there is no such one."""
     if name in {own.split('/')[0] for own in folders.NAMES}:  # tfds would take the first of its domains.
@@ -88,8 +129,9 @@ def find(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
         # Asking for any version makes tfds look for prepared files before it looks at the data set's code, so
         # that older versions can be read, and sets whose code imports TensorFlow.
         return tfds.builder(name, version='*.*.*', data_dir=data_dir)
-    except ValueError as error:  # Includes DatasetNotFoundError, whose text lists a thousand names.
-        raise unknown('data set', name, NAMES) from error
+    except ValueError as error:  # Includes DatasetNotFoundError.
+        # Its text lists a thousand names.
+        raise unknown('data set', name, NAMES, tfds.list_builders(with_community_datasets=False)) from error
     except Exception as error:  # A damaged folder, or code that imports TensorFlow: tfds has many types.
         raise UserError(f'{name}: {first_line(error)}') from error
 

@@ -11,11 +11,13 @@ downloaded. The data set appears in the data folder when it is complete and not 
 """
 
 import argparse
+import functools
 import importlib.util
 import os
 import pathlib
 import sys
 
+import numpy as np
 import requests
 import tensorflow_datasets as tfds
 from etils import epath
@@ -23,6 +25,7 @@ from tensorflow_datasets.core.download import resource
 
 from data import datasets
 from data.builders import idx
+from data.builders.mnist_m import MnistM
 from data.builders.usps import Usps
 from errors import UserError, first_line
 
@@ -53,12 +56,23 @@ def prepare(name: str, folder: str | None = None, data_dir: str | None = None) -
         if not folder and name != Usps.name:
             raise UserError(f'{name} is not downloaded: add {builder.HOW}.')
         builder.folder = pathlib.Path(folder) if folder else None
+        if name == MnistM.name:
+            builder.digits = functools.partial(_mnist, builder)
         datasets.write(builder)
     elif folder and name in idx.NAMES:
         datasets.write(idx.builder(name, pathlib.Path(folder), os.fspath(builder.data_dir_root)))
     else:
         _through_tfds(builder, folder)
     return f'{name} is prepared in {builder.data_dir}'
+
+
+def _mnist(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images and labels of the `mnist` beside a data set, which is prepared from its idx files if need be."""
+    data_dir = os.fspath(builder.data_dir_root)
+    if not datasets.find('mnist', data_dir).data_path.exists():
+        datasets.write(idx.builder('mnist', builder.folder, data_dir))
+    arrays = datasets.load('mnist', split, data_dir)
+    return arrays.images, arrays.labels
 
 
 def _through_tfds(builder: tfds.core.DatasetBuilder, folder: str | None) -> None:

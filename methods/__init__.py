@@ -5,7 +5,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from errors import build, unknown
+import errors
 from methods.base import Method
 
 
@@ -14,11 +14,21 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in ('base', 'terms'))
 
 
+def defaults(name: str) -> dict[str, Any]:
+    """Returns {hyper-parameter: default} of a method. Raises UserError for a name that does not exist."""
+    return errors.defaults(_class(name))
+
+
 def create(name: str, hyperparameters: Mapping[str, Any]) -> Method:
     """Returns the method called `name`. Raises UserError for a name or hyper-parameter that does not exist."""
+    return errors.build(_class(name), f'hyper-parameter of {name}', hyperparameters)
+
+
+def _class(name: str) -> type[Method]:
+    """Returns the method's class. Raises UserError for a name that does not exist."""
     if name not in names():
-        raise unknown('method', name, names())
+        raise errors.unknown('method', name, names())
     module = importlib.import_module(f'methods.{name}')
-    found = (c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Method))
-    (cls,) = (c for c in found if c.__module__ == module.__name__)
-    return build(cls, f'hyper-parameter of {name}', hyperparameters)
+    classes = (c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Method))
+    (cls,) = (c for c in classes if c.__module__ == module.__name__)
+    return cls

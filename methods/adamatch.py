@@ -5,7 +5,19 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from methods.base import JOINT, DataSpec, Inputs, Loss, Method
+from methods.base import (
+    JOINT,
+    LABELED,
+    LABELED_STRONG,
+    STRONG,
+    WEAK,
+    DataSpec,
+    Inputs,
+    Loss,
+    Method,
+    View,
+    weak_and_strong,
+)
 from methods.terms import align, cross_entropy, ema, pseudo_labels, push, sharpen, targets, uniform
 
 
@@ -30,17 +42,17 @@ class AdaMatch(Method):
     interpolation: bool = True  # random logit interpolation
     decay: float = 0.999  # of the moving average of labeled predictions
     average: int = 128  # batches of the moving average of unlabeled predictions
-    weak_batch_norm: str = JOINT  # of the unlabeled weak view: 'joint' or 'no_grad', see methods/fixmatch.py
+    statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
-    def views(self) -> dict[str, str]:
-        joint = dict.fromkeys(['labeled.weak', 'labeled.strong', 'unlabeled.strong'], JOINT)
-        return {**joint, 'unlabeled.weak': self.weak_batch_norm}
+    def views(self) -> dict[View, str]:
+        weak, strong = weak_and_strong(self.statistics)
+        return {LABELED: JOINT, LABELED_STRONG: strong, WEAK: weak, STRONG: strong}
 
     def init_state(self, data: DataSpec) -> dict:
         return {'labeled': uniform(data.num_classes), 'unlabeled': uniform(self.average, data.num_classes)}
 
     def loss(self, inputs: Inputs, state: dict) -> Loss:
-        views = ('labeled.weak', 'labeled.strong')
+        views = (LABELED, LABELED_STRONG)
         logits = jnp.concatenate([inputs.outputs[view]['logits'] for view in views])
         if self.interpolation:
             alone = inputs.forward(inputs.params, jnp.concatenate([inputs.images[view] for view in views]))[0]
@@ -49,7 +61,7 @@ class AdaMatch(Method):
         weak, strong = jnp.split(logits, 2)
         labeled_loss = (cross_entropy(inputs.labels, weak).mean() + cross_entropy(inputs.labels, strong).mean()) / 2
 
-        p, q = targets(weak), targets(inputs.outputs['unlabeled.weak']['logits'])
+        p, q = targets(weak), targets(inputs.outputs[WEAK]['logits'])
         state = {
             'labeled': ema(state['labeled'], p.mean(0), self.decay),
             'unlabeled': push(state['unlabeled'], q.mean(0, keepdims=True)),
@@ -57,9 +69,7 @@ class AdaMatch(Method):
         q = align(q, state['labeled'], state['unlabeled'].mean(0))
         threshold = self.threshold * p.max(-1).mean()
         guess = pseudo_labels(q, threshold)
-        loss = (
-            guess.mask * cross_entropy(sharpen(q, self.temperature), inputs.outputs['unlabeled.strong']['logits'])
-        ).mean()
+        loss = (guess.mask * cross_entropy(sharpen(q, self.temperature), inputs.outputs[STRONG]['logits'])).mean()
         ramp = 0.5 - jnp.cos(jnp.minimum(jnp.pi, 2 * jnp.pi * inputs.progress)) / 2
         metrics = {'loss': loss, 'loss_labeled': labeled_loss, 'threshold': threshold}
         return Loss(labeled_loss + self.weight * ramp * loss, state, metrics, guess)

@@ -12,24 +12,71 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from errors import unknown
 from models.mlp import MLP
+
+
+class View(NamedTuple):
+    """What a method looks at: the images of a stream under a random augmentation.
+
+    Attributes:
+        stream: 'labeled' or 'unlabeled'; in domain adaptation the source and the target.
+        augmentation: 'weak', 'strong' or 'rotated', see `data.augment`.
+        draw: 1, or a number for each further draw of the same augmentation.
+    """
+
+    stream: str
+    augmentation: str
+    draw: int = 1
+
+    def __str__(self) -> str:
+        return f'{self.stream}.{self.augmentation}{self.draw if self.draw > 1 else ""}'
+
+
+LABELED = View('labeled', 'weak')
+LABELED_STRONG = View('labeled', 'strong')
+LABELED_ROTATED = View('labeled', 'rotated')
+WEAK, WEAK2 = (View('unlabeled', 'weak', draw) for draw in (1, 2))
+STRONG, STRONG2 = (View('unlabeled', 'strong', draw) for draw in (1, 2))
+ROTATED = View('unlabeled', 'rotated')
 
 # Batch-norm policies of a view. Published methods differ exactly here, so each method states its own.
 JOINT = 'joint'  # in the joint batch: shares its statistics, gradient flows through everything
+SEPARATE = 'separate'  # in a batch of all separate views, with statistics of its own that evaluation does not use
 NO_GRAD = 'no_grad'  # normalised with the joint batch's statistics without entering them; no backward pass
 IMAGES = 'images'  # not in the joint batch: the method passes the images to `Inputs.forward` itself
-POLICIES = (JOINT, NO_GRAD, IMAGES)  # a view that two methods ask for gets the first of theirs
+POLICIES = (JOINT, SEPARATE, NO_GRAD, IMAGES)  # a view that two methods ask for gets the first of theirs
+
+
+def weak_and_strong(statistics: str) -> tuple[str, str]:
+    """Returns the policies of the weak and of the strong views of consistency methods, from one word.
+
+    joint: One batch, as in FixMatch's official code.
+    no_grad: The weak views are only looked at, and need no backward pass.
+    separate: The strong views have statistics of their own, as where each view has a forward pass (TLlib). The running
+        statistics are those of the clean views, labeled and weak.
+
+    Raises:
+        UserError: It is none of these.
+    """
+    policies = {JOINT: (JOINT, JOINT), NO_GRAD: (NO_GRAD, JOINT), SEPARATE: (JOINT, SEPARATE)}
+    if statistics not in policies:
+        raise unknown('batch-norm policy', statistics, policies)
+    return policies[statistics]
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
     """What a method may know of the data beforehand.
 
-    image_shape: (H, W, C).
-    labels: classes of all labeled images, int32 `[N]`; position i is that of `Inputs.indices['labeled']`.
-    num_unlabeled: how many images the unlabeled stream draws from.
-    batch_sizes: {stream: images in a step}.
-    variables: {'params', 'batch_stats'} of the network when training begins.
+    Attributes:
+        num_classes: Number of classes.
+        image_shape: (H, W, C).
+        labels: Classes of all labeled images, int32 `[N]`; position i is that of `Inputs.indices['labeled']`.
+        num_unlabeled: How many images the unlabeled stream draws from.
+        batch_sizes: {stream: images in a step}.
+        variables: {'params', 'batch_stats'} of the network when training begins.
+        heads: Names of the layers on top of the features.
     """
 
     num_classes: int
@@ -38,32 +85,35 @@ class DataSpec:
     num_unlabeled: int
     batch_sizes: dict[str, int]
     variables: Any = None
+    heads: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """What a loss sees of one step.
 
-    labels: true classes of the labeled stream, int32 `[B]`. There are none for the unlabeled stream: the engine
-        keeps them to itself and scores `Loss.pseudo_labels` with them, so that no method can learn from them.
-    indices: {stream: which of the stream's images these are, int32 `[n]`}.
-    images: {view: preprocessed images, float32 `[n, H, W, C]`, or `[n, D]` with cached features}; image i is the same
-        in every view of a stream.
-    outputs: {view that is 'joint' or 'no_grad': {'features': `[n, D]`, 'logits': `[n, num_classes]`, and one for
-        every head}}.
-    progress: the fraction of training (of its round, see `Method.rounds`) that is done, float32 in [0, 1).
-    key: for whatever is random in the loss; another one for every method and step.
-    params, ema_params: of the network and of its teacher, the exponential moving average.
-    forward: `(params, images) -> (outputs, batch_stats)` runs the network over one batch by itself, normalised with
-        that batch's own statistics. The running statistics stay as they are unless batch_stats goes into `Loss`.
-        `(params, images, batch_stats)` runs it as in evaluation, with the running statistics given.
-    mlp: `(params, name, x) -> output` runs one of the method's own networks (`Method.mlps`).
+    Attributes:
+        labels: True classes of the labeled stream, int32 `[B]`. There are none for the unlabeled stream: the engine
+            keeps them to itself and scores `Loss.pseudo_labels` with them, so that no method can learn from them.
+        indices: {stream: which of the stream's images these are, int32 `[n]`}.
+        images: {view: preprocessed images, float32 `[n, H, W, C]`, or `[n, D]` with cached features}; image i is the
+            same in every view of a stream.
+        outputs: {view that is not 'images': {'features': `[n, D]`, 'logits': `[n, num_classes]`, and one for every
+            head}}.
+        progress: The fraction of training (of its round, see `Method.rounds`) that is done, float32 in [0, 1).
+        key: For whatever is random in the loss; another one for every method and step.
+        params, ema_params: Of the network and of its teacher, the exponential moving average.
+        forward: `(params, images, draw='name') -> (outputs, batch_stats)` runs the network over one batch by itself,
+            normalised with that batch's own statistics. The running statistics stay as they are unless batch_stats
+            goes into `Loss`. Passes of another name drop other units. `(params, images, batch_stats)` runs it as in
+            evaluation, with the running statistics given.
+        mlp: `(params, name, x) -> output` runs one of the method's own networks (`Method.mlps`).
     """
 
     labels: jax.Array
     indices: dict[str, jax.Array]
-    images: dict[str, jax.Array]
-    outputs: dict[str, dict[str, jax.Array]]
+    images: dict[View, jax.Array]
+    outputs: dict[View, dict[str, jax.Array]]
     progress: jax.Array
     key: jax.Array
     params: Any
@@ -82,11 +132,13 @@ class PseudoLabels(NamedTuple):
 class Loss(NamedTuple):
     """What a loss returns.
 
-    loss: the weighted loss, a scalar.
-    state: the method's new state.
-    metrics: scalars to log; 'loss' is the method's main term before its weight.
-    pseudo_labels: those it used, for the engine to score.
-    batch_stats: what `Inputs.forward` returned, where the network's running statistics are to come from there.
+    Attributes:
+        loss: The weighted loss, a scalar.
+        state: The method's new state.
+        metrics: Scalars to log; 'loss' is the method's main term before its weight.
+        pseudo_labels: Those it used, for the engine to score.
+        batch_stats: What `Inputs.forward` returned, where the network's running statistics are to come from there.
+            Only one method of a run may return any.
     """
 
     loss: jax.Array
@@ -105,13 +157,8 @@ class Method:
     # Report the test accuracy of outputs averaged over four rotations of the image, too.
     rotation_averaged: bool = False
 
-    def views(self) -> dict[str, str]:
-        """Returns {'<stream>.<augmentation>': batch-norm policy}.
-
-        Streams: labeled, unlabeled; in domain adaptation the source and the target. Augmentations: weak, strong,
-        rotated (`data.augment.Rotated`), with a number for further draws of the same augmentation, as in
-        'unlabeled.strong2'.
-        """
+    def views(self) -> dict[View, str]:
+        """Returns {view: batch-norm policy}."""
         raise NotImplementedError
 
     def heads(self) -> dict[str, tuple[int, ...]]:

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from methods.base import JOINT, Inputs, Loss, Method
+from methods.base import JOINT, LABELED, Inputs, Loss, Method, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +18,11 @@ class BSS(Method):
     eta: float = 1e-3  # factor of the penalty
     k: int = 1  # how many singular values
 
-    def views(self) -> dict[str, str]:
-        return {'labeled.weak': JOINT}
+    def views(self) -> dict[View, str]:
+        return {LABELED: JOINT}
 
     def loss(self, inputs: Inputs, state: tuple) -> Loss:
-        features = inputs.outputs['labeled.weak']['features']
+        features = inputs.outputs[LABELED]['features']
         wide = features.shape[0] <= features.shape[1]
         gram = features @ features.T if wide else features.T @ features
         smallest = jnp.linalg.eigvalsh(gram)[: self.k]

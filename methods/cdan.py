@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from methods.base import JOINT, DataSpec, Inputs, Loss, Method
+from methods.base import JOINT, LABELED, WEAK, DataSpec, Inputs, Loss, Method, View
 from methods.terms import adversarial_ramp, domain_loss, entropy, predictions, reverse_gradient, targets
 from models.mlp import MLP
 
@@ -26,8 +26,8 @@ class CDAN(Method):
     widths: tuple[int, ...] = (1024, 1024)  # hidden layers of the discriminator
     batch_norm: bool = True  # in the discriminator
 
-    def views(self) -> dict[str, str]:
-        return {'labeled.weak': JOINT, 'unlabeled.weak': JOINT}
+    def views(self) -> dict[View, str]:
+        return {LABELED: JOINT, WEAK: JOINT}
 
     def mlps(self) -> dict[str, MLP]:
         def inputs(features: int, num_classes: int) -> int:
@@ -39,7 +39,7 @@ class CDAN(Method):
         return jax.random.key_data(jax.random.key(0))  # of the random projections
 
     def loss(self, inputs: Inputs, state: jax.Array) -> Loss:
-        parts = inputs.outputs['labeled.weak'], inputs.outputs['unlabeled.weak']
+        parts = inputs.outputs[LABELED], inputs.outputs[WEAK]
         features, p = (jnp.concatenate([part[name] for part in parts]) for name in ('features', 'logits'))
         p = targets(p)
         if self.randomized:

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from methods.base import JOINT, DataSpec, Inputs, Loss, Method
+from methods.base import JOINT, LABELED, STRONG, STRONG2, WEAK, DataSpec, Inputs, Loss, Method, View, weak_and_strong
 from methods.terms import align, cross_entropy, normalise, pseudo_labels, push, targets, uniform, unit
 
 
@@ -30,11 +30,11 @@ class CoMatch(Method):
     embedding: int = 64  # dimensions
     batches: int = 5  # that the memory holds
     average: int = 32  # batches that alignment averages over
-    weak_batch_norm: str = JOINT  # of the unlabeled weak view: 'joint' or 'no_grad', see methods/fixmatch.py
+    statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
-    def views(self) -> dict[str, str]:
-        joint = dict.fromkeys(['labeled.weak', 'unlabeled.strong', 'unlabeled.strong2'], JOINT)
-        return {**joint, 'unlabeled.weak': self.weak_batch_norm}
+    def views(self) -> dict[View, str]:
+        weak, strong = weak_and_strong(self.statistics)
+        return {LABELED: JOINT, WEAK: weak, STRONG: strong, STRONG2: strong}
 
     def heads(self) -> dict[str, tuple[int, ...]]:
         return {'projection': (2 * self.embedding, self.embedding)}
@@ -50,22 +50,22 @@ class CoMatch(Method):
     def loss(self, inputs: Inputs, state: dict) -> Loss:
         outputs = inputs.outputs
         embeddings = {view: unit(outputs[view]['projection']) for view in self.views()}
-        weak = jax.lax.stop_gradient(embeddings['unlabeled.weak'])
-        p = targets(outputs['unlabeled.weak']['logits'])
+        weak = jax.lax.stop_gradient(embeddings[WEAK])
+        p = targets(outputs[WEAK]['logits'])
         guessed = push(state['guessed'], p.mean(0, keepdims=True))
         p = align(p, 1.0, guessed.mean(0))
         neighbours = jax.nn.softmax(weak @ state['embeddings'].T / self.temperature) @ state['probabilities']
         full = state['probabilities'][0].sum() > 0
         q = jnp.where(full, self.alpha * p + (1 - self.alpha) * neighbours, p)
         guess = pseudo_labels(q, self.threshold)
-        loss = (guess.mask * cross_entropy(q, outputs['unlabeled.strong']['logits'])).mean()
+        loss = (guess.mask * cross_entropy(q, outputs[STRONG]['logits'])).mean()
 
-        similarity = embeddings['unlabeled.strong'] @ embeddings['unlabeled.strong2'].T / self.temperature
+        similarity = embeddings[STRONG] @ embeddings[STRONG2].T / self.temperature
         graph = jnp.where(jnp.eye(len(q), dtype=bool), 1.0, q @ q.T)
         graph = normalise(jnp.where(graph >= self.contrast_threshold, graph, 0))
         contrast_loss = cross_entropy(graph, similarity).mean()
 
-        labeled = jax.lax.stop_gradient(embeddings['labeled.weak'])
+        labeled = jax.lax.stop_gradient(embeddings[LABELED])
         state = {
             'guessed': guessed,
             'embeddings': push(state['embeddings'], jnp.concatenate([weak, labeled])),

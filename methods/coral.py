@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from methods.base import JOINT, Inputs, Loss, Method
+from methods.base import JOINT, LABELED, WEAK, Inputs, Loss, Method, View
 from methods.terms import predictions
 
 
@@ -19,11 +19,11 @@ class CORAL(Method):
     weight: float = 1.0
     output: str = 'logits'  # or 'features'
 
-    def views(self) -> dict[str, str]:
-        return {'labeled.weak': JOINT, 'unlabeled.weak': JOINT}
+    def views(self) -> dict[View, str]:
+        return {LABELED: JOINT, WEAK: JOINT}
 
     def loss(self, inputs: Inputs, state: tuple) -> Loss:
-        source, target = inputs.outputs['labeled.weak'], inputs.outputs['unlabeled.weak']
+        source, target = inputs.outputs[LABELED], inputs.outputs[WEAK]
         difference = _covariance(source[self.output]) - _covariance(target[self.output])
         loss = jnp.square(difference).sum() / (4 * len(difference) ** 2)
         return Loss(self.weight * loss, state, {'loss': loss}, predictions(target['logits']))

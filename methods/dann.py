@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from methods.base import JOINT, Inputs, Loss, Method
+from methods.base import JOINT, LABELED, WEAK, Inputs, Loss, Method, View
 from methods.terms import adversarial_ramp, domain_loss, predictions, reverse_gradient
 from models.mlp import MLP
 
@@ -25,14 +25,14 @@ class DANN(Method):
     widths: tuple[int, ...] = (1024, 1024)  # hidden layers of the discriminator
     batch_norm: bool = True  # in the discriminator
 
-    def views(self) -> dict[str, str]:
-        return {'labeled.weak': JOINT, 'unlabeled.weak': JOINT}
+    def views(self) -> dict[View, str]:
+        return {LABELED: JOINT, WEAK: JOINT}
 
     def mlps(self) -> dict[str, MLP]:
         return {'domain': MLP((*self.widths, 1), batch_norm=self.batch_norm)}
 
     def loss(self, inputs: Inputs, state: tuple) -> Loss:
-        source, target = inputs.outputs['labeled.weak'], inputs.outputs['unlabeled.weak']
+        source, target = inputs.outputs[LABELED], inputs.outputs[WEAK]
         strength = adversarial_ramp(inputs.progress, self.gamma)
         features = reverse_gradient(jnp.concatenate([source['features'], target['features']]), strength)
         logits = inputs.mlp(inputs.params, 'domain', features)[:, 0]

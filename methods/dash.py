@@ -6,7 +6,19 @@ import jax
 import jax.numpy as jnp
 
 from errors import unknown
-from methods.base import JOINT, DataSpec, Inputs, Loss, Method, PseudoLabels
+from methods.base import (
+    JOINT,
+    LABELED,
+    STRONG,
+    WEAK,
+    DataSpec,
+    Inputs,
+    Loss,
+    Method,
+    PseudoLabels,
+    View,
+    weak_and_strong,
+)
 from methods.terms import cross_entropy, ema, sharpen, targets
 
 
@@ -28,26 +40,27 @@ class Dash(Method):
     decays: float = 102.4  # how often the threshold falls by gamma
     warm_up: float = 1 / 512  # fraction of training before: 2048 of 2^20 steps
     select: str = 'strong'  # view whose loss is compared with rho: 'strong' (paper) or 'weak'
-    weak_batch_norm: str = JOINT  # 'joint' or 'no_grad', see methods/fixmatch.py
+    statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
     def __post_init__(self):
         if self.select not in ('strong', 'weak'):
             raise unknown('view that Dash selects by', self.select, ('strong', 'weak'))
 
-    def views(self) -> dict[str, str]:
-        return {'labeled.weak': JOINT, 'unlabeled.weak': self.weak_batch_norm, 'unlabeled.strong': JOINT}
+    def views(self) -> dict[View, str]:
+        weak, strong = weak_and_strong(self.statistics)
+        return {LABELED: JOINT, WEAK: weak, STRONG: strong}
 
     def init_state(self, data: DataSpec) -> dict:
         return {'rho_0': jnp.log(jnp.float32(data.num_classes))}  # the loss of knowing nothing
 
     def loss(self, inputs: Inputs, state: dict) -> Loss:
         warm = inputs.progress >= self.warm_up
-        labeled = cross_entropy(inputs.labels, jax.lax.stop_gradient(inputs.outputs['labeled.weak']['logits'])).mean()
+        labeled = cross_entropy(inputs.labels, jax.lax.stop_gradient(inputs.outputs[LABELED]['logits'])).mean()
         rho_0 = jnp.where(warm, state['rho_0'], ema(state['rho_0'], labeled, 0.9))
         decays = jnp.floor(jnp.maximum(inputs.progress - self.warm_up, 0) * self.decays)
         rho = jnp.maximum(self.C * self.gamma**-decays * rho_0, self.rho_min)
 
-        weak, strong = (inputs.outputs[f'unlabeled.{view}']['logits'] for view in ('weak', 'strong'))
+        weak, strong = (inputs.outputs[view]['logits'] for view in (WEAK, STRONG))
         q = targets(weak)
         label = jnp.where(rho <= self.rho_min, sharpen(q, 0), sharpen(q, self.temperature))
         losses = cross_entropy(label, strong)

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from errors import UserError
-from methods.base import JOINT, DataSpec, Inputs, Loss, Method
+from methods.base import JOINT, LABELED, DataSpec, Inputs, Loss, Method, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,17 +18,17 @@ class Delta(Method):
 
     alpha: float = 1.0  # factor of the distance
 
-    def views(self) -> dict[str, str]:
-        return {'labeled.weak': JOINT}
+    def views(self) -> dict[View, str]:
+        return {LABELED: JOINT}
 
     def init_state(self, data: DataSpec) -> dict:
         return data.variables
 
     def loss(self, inputs: Inputs, state: dict) -> Loss:
-        source, _ = inputs.forward(state['params'], inputs.images['labeled.weak'], state['batch_stats'])
-        found = inputs.outputs['labeled.weak']
-        maps = [name for name in found if found[name].ndim == 4]
+        source, _ = inputs.forward(state['params'], inputs.images[LABELED], state['batch_stats'])
+        tuned = inputs.outputs[LABELED]
+        maps = [name for name in tuned if tuned[name].ndim == 4]
         if not maps:
             raise UserError('delta needs feature maps, which data.cache_features does without.')
-        loss = sum(jnp.square(found[name] - source[name]).mean() / 2 for name in maps)
+        loss = sum(jnp.square(tuned[name] - source[name]).mean() / 2 for name in maps)
         return Loss(self.alpha * loss, state, {'loss': loss})

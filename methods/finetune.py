@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from methods.base import IMAGES, JOINT, DataSpec, Inputs, Loss, Method
+from methods.base import IMAGES, JOINT, LABELED, DataSpec, Inputs, Loss, Method, View
 from methods.terms import cross_entropy, mixup
 
 
@@ -27,8 +27,8 @@ class Finetune(Method):
     mixup: float = 0.0  # alpha of the share's Beta distribution; 0 mixes nothing
     balanced: bool = False  # all classes weigh the same, however many labels they have
 
-    def views(self) -> dict[str, str]:
-        return {'labeled.weak': IMAGES if self.mixup else JOINT}
+    def views(self) -> dict[View, str]:
+        return {LABELED: IMAGES if self.mixup else JOINT}
 
     def init_state(self, data: DataSpec) -> jax.Array:
         counts = np.bincount(data.labels, minlength=data.num_classes)
@@ -41,13 +41,13 @@ class Finetune(Method):
         targets *= state[inputs.labels, None]
         batch_stats = None
         if self.mixup:
-            images = inputs.images['labeled.weak']
+            images = inputs.images[LABELED]
             images, targets = mixup(
                 inputs.key, self.mixup, (images, targets), (images[::-1], targets[::-1]), per_example=False
             )
             outputs, batch_stats = inputs.forward(inputs.params, images)
         else:
-            outputs = inputs.outputs['labeled.weak']
+            outputs = inputs.outputs[LABELED]
         loss = cross_entropy(targets, outputs['logits']).mean()
         accuracy = (outputs['logits'].argmax(-1) == inputs.labels).mean()
         return Loss(self.weight * loss, state, {'loss': loss, 'accuracy': accuracy}, batch_stats=batch_stats)

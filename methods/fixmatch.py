@@ -6,7 +6,7 @@ puts the two together.
 
 import dataclasses
 
-from methods.base import JOINT, DataSpec, Inputs, Loss, Method
+from methods.base import JOINT, STRONG, WEAK, DataSpec, Inputs, Loss, Method, View, weak_and_strong
 from methods.terms import align, class_distribution, cross_entropy, pseudo_labels, push, sharpen, targets, uniform
 
 
@@ -15,8 +15,9 @@ class FixMatch(Method):
     """Equation 4: the mean over ALL unlabeled images of 1(max q >= threshold) H(argmax q, p(strong)).
 
     In the official code labeled, weak and strong images pass the network as one batch, so batch norm takes its
-    statistics from all of them: weak_batch_norm 'joint'. With 'no_grad' it takes them from the labeled and the
-    strong images, and the weak ones, which are only looked at, need no backward pass.
+    statistics from all of them: statistics 'joint'. With 'no_grad' it takes them from the labeled and the strong
+    images, and the weak ones, which are only looked at, need no backward pass. With 'separate' the strong images have
+    statistics of their own, and evaluation uses those of the labeled and the weak ones.
 
     Its extensions: soft labels are q sharpened with a temperature above 0, and alignment is ReMixMatch's, by
     the labels' class frequencies and a moving average of q over 128 batches; the threshold then looks at aligned q.
@@ -26,10 +27,11 @@ class FixMatch(Method):
     weight: float = 1.0  # lambda_u
     temperature: float = 0.0  # of soft labels; 0 gives hard ones
     alignment: bool = False  # distribution alignment
-    weak_batch_norm: str = JOINT  # 'joint' (the official code's) or 'no_grad' (a third less work)
+    statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
-    def views(self) -> dict[str, str]:
-        return {'unlabeled.weak': self.weak_batch_norm, 'unlabeled.strong': JOINT}
+    def views(self) -> dict[View, str]:
+        weak, strong = weak_and_strong(self.statistics)
+        return {WEAK: weak, STRONG: strong}
 
     def init_state(self, data: DataSpec) -> dict:
         if not self.alignment:
@@ -38,12 +40,12 @@ class FixMatch(Method):
         return {'wanted': wanted, 'guessed': uniform(128, data.num_classes)}
 
     def loss(self, inputs: Inputs, state: dict) -> Loss:
-        q = targets(inputs.outputs['unlabeled.weak']['logits'])
+        q = targets(inputs.outputs[WEAK]['logits'])
         if self.alignment:
             guessed = push(state['guessed'], q.mean(0, keepdims=True))
             q = align(q, state['wanted'], state['guessed'].mean(0))
             state = {**state, 'guessed': guessed}
         guess = pseudo_labels(q, self.threshold)
-        strong = inputs.outputs['unlabeled.strong']['logits']
+        strong = inputs.outputs[STRONG]['logits']
         loss = (guess.mask * cross_entropy(sharpen(q, self.temperature), strong)).mean()
         return Loss(self.weight * loss, state, {'loss': loss}, guess)

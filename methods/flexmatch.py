@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from methods.base import JOINT, DataSpec, Inputs, Loss, Method
+from methods.base import JOINT, STRONG, WEAK, DataSpec, Inputs, Loss, Method, View, weak_and_strong
 from methods.terms import cross_entropy, pseudo_labels, targets
 
 
@@ -21,10 +21,11 @@ class FlexMatch(Method):
     threshold: float = 0.95  # tau: for the best-learned class, and to be counted
     weight: float = 1.0
     warm_up: bool = True  # equation 11
-    weak_batch_norm: str = JOINT  # 'joint' or 'no_grad', see methods/fixmatch.py
+    statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
-    def views(self) -> dict[str, str]:
-        return {'unlabeled.weak': self.weak_batch_norm, 'unlabeled.strong': JOINT}
+    def views(self) -> dict[View, str]:
+        weak, strong = weak_and_strong(self.statistics)
+        return {WEAK: weak, STRONG: strong}
 
     def init_state(self, data: DataSpec) -> dict:
         return {
@@ -33,12 +34,12 @@ class FlexMatch(Method):
         }
 
     def loss(self, inputs: Inputs, state: dict) -> Loss:
-        q = targets(inputs.outputs['unlabeled.weak']['logits'])
+        q = targets(inputs.outputs[WEAK]['logits'])
         counts, unused = state['counts'], len(state['labels']) - state['counts'].sum()
         largest = jnp.maximum(counts.max(), unused) if self.warm_up else counts.max()
         beta = counts / jnp.maximum(largest, 1)
         guess = pseudo_labels(q, self.threshold * beta / (2 - beta))
-        loss = (guess.mask * cross_entropy(guess.labels, inputs.outputs['unlabeled.strong']['logits'])).mean()
+        loss = (guess.mask * cross_entropy(guess.labels, inputs.outputs[STRONG]['logits'])).mean()
 
         index = inputs.indices['unlabeled']
         # An index behind the last one is dropped: only confident labels are written.

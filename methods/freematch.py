@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from methods.base import JOINT, DataSpec, Inputs, Loss, Method
+from methods.base import JOINT, STRONG, WEAK, DataSpec, Inputs, Loss, Method, View, weak_and_strong
 from methods.terms import class_distribution, cross_entropy, ema, normalise, pseudo_labels, targets, uniform
 
 
@@ -23,18 +23,19 @@ class FreeMatch(Method):
     weight: float = 1.0  # w_u
     fairness_weight: float = 0.001  # w_f; USB's settings; 0.01 in its code's default and TorchSSL's CIFAR-10
     decay: float = 0.999  # lambda of the moving averages
-    weak_batch_norm: str = JOINT  # 'joint' or 'no_grad', see methods/fixmatch.py
+    statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
-    def views(self) -> dict[str, str]:
-        return {'unlabeled.weak': self.weak_batch_norm, 'unlabeled.strong': JOINT}
+    def views(self) -> dict[View, str]:
+        weak, strong = weak_and_strong(self.statistics)
+        return {WEAK: weak, STRONG: strong}
 
     def init_state(self, data: DataSpec) -> dict:
         equal = uniform(data.num_classes)
         return {'confidence': jnp.float32(1 / data.num_classes), 'p': equal, 'histogram': equal}
 
     def loss(self, inputs: Inputs, state: dict) -> Loss:
-        q = targets(inputs.outputs['unlabeled.weak']['logits'])
-        strong = inputs.outputs['unlabeled.strong']['logits']
+        q = targets(inputs.outputs[WEAK]['logits'])
+        strong = inputs.outputs[STRONG]['logits']
         num_classes = q.shape[-1]
         state = {
             'confidence': ema(state['confidence'], q.max(-1).mean(), self.decay),

@@ -5,8 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from methods.base import DataSpec, Inputs, Loss, Method
-from models.pretrained import is_head
+from methods.base import DataSpec, Inputs, Loss, Method, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,15 +18,15 @@ class L2SP(Method):
     alpha: float = 0.01  # towards where training began
     beta: float = 0.01  # of the classifier and other heads, towards zero
 
-    def views(self) -> dict[str, str]:
+    def views(self) -> dict[View, str]:
         return {}
 
     def init_state(self, data: DataSpec) -> dict:
-        return {layer: leaves for layer, leaves in data.variables['params'].items() if not is_head(layer)}
+        return {layer: leaves for layer, leaves in data.variables['params'].items() if layer not in data.heads}
 
     def loss(self, inputs: Inputs, state: dict) -> Loss:
         moved = jax.tree.map(lambda w, start: w - start, {layer: inputs.params[layer] for layer in state}, state)
-        heads = {layer: leaves for layer, leaves in inputs.params.items() if is_head(layer)}
+        heads = {layer: leaves for layer, leaves in inputs.params.items() if layer not in state}
         towards_start, towards_zero = (
             sum(jnp.square(x).sum() for x in jax.tree.leaves(tree)) / 2 for tree in (moved, heads)
         )

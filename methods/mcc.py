@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from methods.base import JOINT, Inputs, Loss, Method
+from methods.base import JOINT, WEAK, Inputs, Loss, Method, View
 from methods.terms import entropy, predictions
 
 
@@ -20,11 +20,11 @@ class MCC(Method):
     weight: float = 1.0
     temperature: float = 2.5  # T
 
-    def views(self) -> dict[str, str]:
-        return {'unlabeled.weak': JOINT}
+    def views(self) -> dict[View, str]:
+        return {WEAK: JOINT}
 
     def loss(self, inputs: Inputs, state: tuple) -> Loss:
-        logits = inputs.outputs['unlabeled.weak']['logits']
+        logits = inputs.outputs[WEAK]['logits']
         p = jax.nn.softmax(logits / self.temperature)
         certainty = jax.lax.stop_gradient(1 + jnp.exp(-entropy(p)))
         confusion = p.T @ (p * (certainty / certainty.mean())[:, None])

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from methods.base import IMAGES, Inputs, Loss, Method
+from methods.base import IMAGES, WEAK, WEAK2, Inputs, Loss, Method, View
 from methods.terms import ramp, squared_difference, targets
 
 
@@ -20,11 +20,11 @@ class MeanTeacher(Method):
     weight: float = 50.0
     ramp: float = 0.4  # fraction of training over which the weight rises
 
-    def views(self) -> dict[str, str]:
-        return {'unlabeled.weak': IMAGES, 'unlabeled.weak2': IMAGES}
+    def views(self) -> dict[View, str]:
+        return {WEAK: IMAGES, WEAK2: IMAGES}
 
     def loss(self, inputs: Inputs, state: tuple) -> Loss:
-        teacher = inputs.forward(inputs.ema_params, inputs.images['unlabeled.weak'])[0]['logits']
-        student = inputs.forward(inputs.params, inputs.images['unlabeled.weak2'])[0]['logits']
+        teacher = inputs.forward(inputs.ema_params, inputs.images[WEAK], draw='teacher')[0]['logits']
+        student = inputs.forward(inputs.params, inputs.images[WEAK2], draw='student')[0]['logits']
         loss = squared_difference(targets(teacher), jax.nn.softmax(student)).mean()
         return Loss(self.weight * ramp(inputs.progress, self.ramp) * loss, metrics={'loss': loss})

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from methods.base import IMAGES, Inputs, Loss, Method, PseudoLabels
+from methods.base import IMAGES, LABELED, WEAK, WEAK2, Inputs, Loss, Method, PseudoLabels, View
 from methods.terms import cross_entropy, mixup, ramp, sharpen, squared_difference, targets
 
 
@@ -27,23 +27,25 @@ class MixMatch(Method):
     ramp: float = 1 / 64  # fraction of training over which the weight rises: the official 1024 of 65536 kimg
     per_example: bool = True  # one lambda an image (official) or a batch
 
-    def views(self) -> dict[str, str]:
-        return {'labeled.weak': IMAGES, 'unlabeled.weak': IMAGES, 'unlabeled.weak2': IMAGES}
+    def views(self) -> dict[View, str]:
+        return {LABELED: IMAGES, WEAK: IMAGES, WEAK2: IMAGES}
 
     def loss(self, inputs: Inputs, state: tuple) -> Loss:
         constant = jax.lax.stop_gradient(inputs.params)
-        views = [inputs.images['unlabeled.weak'], inputs.images['unlabeled.weak2']]
-        guesses = [targets(inputs.forward(constant, view)[0]['logits']) for view in views]
+        views = [inputs.images[WEAK], inputs.images[WEAK2]]
+        guesses = [
+            targets(inputs.forward(constant, view, draw=f'guess{k}')[0]['logits']) for k, view in enumerate(views)
+        ]
         guess = sharpen(sum(guesses) / 2, self.temperature)
 
         labels = jax.nn.one_hot(inputs.labels, guess.shape[-1])
-        images = jnp.concatenate([inputs.images['labeled.weak'], *views])
+        images = jnp.concatenate([inputs.images[LABELED], *views])
         labels = jnp.concatenate([labels, guess, guess])
         order_key, mix_key = jax.random.split(inputs.key)
         order = jax.random.permutation(order_key, len(images))
         images, labels = mixup(mix_key, self.alpha, (images, labels), (images[order], labels[order]), self.per_example)
 
-        outputs, batch_stats = inputs.forward(inputs.params, images)
+        outputs, batch_stats = inputs.forward(inputs.params, images, draw='mixed')
         n = len(inputs.labels)
         labeled_loss = cross_entropy(labels[:n], outputs['logits'][:n]).mean()
         loss = squared_difference(labels[n:], jax.nn.softmax(outputs['logits'][n:])).mean()

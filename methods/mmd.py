@@ -6,7 +6,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from methods.base import JOINT, Inputs, Loss, Method
+from methods.base import JOINT, LABELED, WEAK, Inputs, Loss, Method, View
 from methods.terms import predictions
 
 
@@ -24,11 +24,11 @@ class MMD(Method):
     joint: bool = False  # JAN instead of DAN
     scales: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)
 
-    def views(self) -> dict[str, str]:
-        return {'labeled.weak': JOINT, 'unlabeled.weak': JOINT}
+    def views(self) -> dict[View, str]:
+        return {LABELED: JOINT, WEAK: JOINT}
 
     def loss(self, inputs: Inputs, state: tuple) -> Loss:
-        source, target = inputs.outputs['labeled.weak'], inputs.outputs['unlabeled.weak']
+        source, target = inputs.outputs[LABELED], inputs.outputs[WEAK]
         distance = _squared_distances(jnp.concatenate([source['features'], target['features']]))
         mean = jnp.maximum(jax.lax.stop_gradient(distance.mean()), 1e-12)
         kernel = sum(jnp.exp(-distance / (2 * scale * mean)) for scale in self.scales) / len(self.scales)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from methods.base import IMAGES, Inputs, Loss, Method
+from methods.base import IMAGES, WEAK, Inputs, Loss, Method, View
 from methods.terms import cross_entropy, pseudo_labels, ramp, targets
 
 
@@ -19,11 +19,11 @@ class PseudoLabel(Method):
     weight: float = 1.0
     ramp: float = 0.4  # fraction of training over which the weight rises
 
-    def views(self) -> dict[str, str]:
-        return {'unlabeled.weak': IMAGES}
+    def views(self) -> dict[View, str]:
+        return {WEAK: IMAGES}
 
     def loss(self, inputs: Inputs, state: tuple) -> Loss:
-        logits = inputs.forward(inputs.params, inputs.images['unlabeled.weak'])[0]['logits']
+        logits = inputs.forward(inputs.params, inputs.images[WEAK])[0]['logits']
         guess = pseudo_labels(targets(logits), self.threshold)
         loss = (guess.mask * cross_entropy(guess.labels, logits)).mean()
         weight = self.weight * ramp(inputs.progress, self.ramp)

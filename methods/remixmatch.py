@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from data.augment import rotate
-from methods.base import IMAGES, DataSpec, Inputs, Loss, Method, PseudoLabels
+from methods.base import IMAGES, LABELED_STRONG, STRONG, WEAK, DataSpec, Inputs, Loss, Method, PseudoLabels, View
 from methods.terms import align, class_distribution, cross_entropy, mixup, push, ramp, sharpen, targets, uniform
 
 
@@ -31,11 +31,11 @@ class ReMixMatch(Method):
     ramp: float = 1 / 64  # fraction of training over which the weights of the guesses rise
     average: int = 128  # batches that the distribution of guesses is taken over
 
-    def _strong(self) -> list[str]:
-        return ['unlabeled.strong', *(f'unlabeled.strong{k}' for k in range(2, self.strong_views + 1))]
+    def _strong(self) -> list[View]:
+        return [STRONG._replace(draw=k) for k in range(1, self.strong_views + 1)]
 
-    def views(self) -> dict[str, str]:
-        return dict.fromkeys(['labeled.strong', 'unlabeled.weak', *self._strong()], IMAGES)
+    def views(self) -> dict[View, str]:
+        return dict.fromkeys([LABELED_STRONG, WEAK, *self._strong()], IMAGES)
 
     def heads(self) -> dict[str, tuple[int, ...]]:
         return {'rotation': (4,)}
@@ -47,20 +47,20 @@ class ReMixMatch(Method):
         }
 
     def loss(self, inputs: Inputs, state: dict) -> Loss:
-        weak, strong = inputs.images['unlabeled.weak'], [inputs.images[view] for view in self._strong()]
-        p = targets(inputs.forward(jax.lax.stop_gradient(inputs.params), weak)[0]['logits'])
+        weak, strong = inputs.images[WEAK], [inputs.images[view] for view in self._strong()]
+        p = targets(inputs.forward(jax.lax.stop_gradient(inputs.params), weak, draw='guess')[0]['logits'])
         guess = sharpen(align(p, state['wanted'], state['guessed'].mean(0)), self.temperature)
         guessed = push(state['guessed'], p.mean(0, keepdims=True))
 
         order_key, mix_key, turn_key = jax.random.split(inputs.key, 3)
         labels = jnp.concatenate([jax.nn.one_hot(inputs.labels, guess.shape[-1]), *[guess] * (len(strong) + 1)])
-        images = jnp.concatenate([inputs.images['labeled.strong'], *strong, weak])
+        images = jnp.concatenate([inputs.images[LABELED_STRONG], *strong, weak])
         order = jax.random.permutation(order_key, len(images))
         images, labels = mixup(mix_key, self.alpha, (images, labels), (images[order], labels[order]))
         turns = jax.random.randint(turn_key, (len(weak),), 0, 4)
 
         outputs, batch_stats = inputs.forward(
-            inputs.params, jnp.concatenate([images, strong[0], rotate(strong[0], turns)])
+            inputs.params, jnp.concatenate([images, strong[0], rotate(strong[0], turns)]), draw='mixed'
         )
         n, m = len(inputs.labels), len(images)
         logits = outputs['logits']

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from methods.base import IMAGES, JOINT, Inputs, Loss, Method
+from methods.base import IMAGES, JOINT, ROTATED, Inputs, Loss, Method, View
 from methods.terms import rotation_loss
 
 
@@ -18,16 +18,16 @@ class Rotation(Method):
     weight: float = 1.0
     batch_norm: str = JOINT  # with the images of other methods, or 'images'
 
-    def views(self) -> dict[str, str]:
-        return {'unlabeled.rotated': self.batch_norm}
+    def views(self) -> dict[View, str]:
+        return {ROTATED: self.batch_norm}
 
     def heads(self) -> dict[str, tuple[int, ...]]:
         return {'rotation': (4,)}
 
     def loss(self, inputs: Inputs, state: tuple) -> Loss:
         if self.batch_norm == IMAGES:
-            outputs, _ = inputs.forward(inputs.params, inputs.images['unlabeled.rotated'])
+            outputs, _ = inputs.forward(inputs.params, inputs.images[ROTATED])
         else:
-            outputs = inputs.outputs['unlabeled.rotated']
+            outputs = inputs.outputs[ROTATED]
         loss, accuracy = rotation_loss(outputs['rotation'])
         return Loss(self.weight * loss, state, {'loss': loss, 'rotation_accuracy': accuracy})

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from methods.base import JOINT, Inputs, Loss, Method
+from methods.base import JOINT, LABELED_ROTATED, ROTATED, Inputs, Loss, Method, View
 from methods.terms import cross_entropy, rotation_loss
 
 
@@ -25,14 +25,14 @@ class S4L(Method):
         """Evaluation also averages over rotations, where the classifier knows them."""
         return self.all_copies
 
-    def views(self) -> dict[str, str]:
-        return {'labeled.rotated': JOINT, 'unlabeled.rotated': JOINT}
+    def views(self) -> dict[View, str]:
+        return {LABELED_ROTATED: JOINT, ROTATED: JOINT}
 
     def heads(self) -> dict[str, tuple[int, ...]]:
         return {'rotation': (4,)}
 
     def loss(self, inputs: Inputs, state: tuple) -> Loss:
-        labeled, unlabeled = (inputs.outputs[view] for view in ('labeled.rotated', 'unlabeled.rotated'))
+        labeled, unlabeled = (inputs.outputs[view] for view in (LABELED_ROTATED, ROTATED))
         logits = labeled['logits']
         labels = jnp.repeat(inputs.labels, len(logits) // len(inputs.labels))
         counts = jnp.ones(len(labels)) if self.all_copies else jnp.arange(len(labels)) % 4 == 0

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from errors import UserError, unknown
-from methods.base import JOINT, DataSpec, Inputs, Loss, Method, PseudoLabels
+from methods.base import JOINT, STRONG, WEAK, DataSpec, Inputs, Loss, Method, PseudoLabels, View
 from methods.terms import cross_entropy
 
-_VIEWS = {'weak': 'unlabeled.weak', 'strong': 'unlabeled.strong'}
+_VIEWS = {'weak': WEAK, 'strong': STRONG}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SelfTraining(Method):
         if self.view not in _VIEWS:
             raise unknown('view of self-training', self.view, _VIEWS)
 
-    def views(self) -> dict[str, str]:
+    def views(self) -> dict[View, str]:
         return {_VIEWS[self.view]: JOINT}
 
     def init_state(self, data: DataSpec) -> dict:

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from methods.base import JOINT, Inputs, Loss, Method
+from methods.base import JOINT, STRONG, STRONG2, Inputs, Loss, Method, View
 from methods.terms import cross_entropy, spread, unit
 from models.mlp import MLP
 
@@ -21,8 +21,8 @@ class SimCLR(Method):
     hidden: int = 2048  # width of the projection's hidden layer, with batch norm
     width: int = 128  # of the projection
 
-    def views(self) -> dict[str, str]:
-        return {'unlabeled.strong': JOINT, 'unlabeled.strong2': JOINT}
+    def views(self) -> dict[View, str]:
+        return {STRONG: JOINT, STRONG2: JOINT}
 
     def mlps(self) -> dict[str, MLP]:
         return {'projection': MLP((self.hidden, self.width), batch_norm=True)}

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from methods.base import IMAGES, JOINT, DataSpec, Inputs, Loss, Method
+from methods.base import IMAGES, JOINT, LABELED, STRONG, WEAK, DataSpec, Inputs, Loss, Method, View
 from methods.terms import align, cross_entropy, normalise, pseudo_labels, push, targets, uniform, unit
 
 
@@ -31,8 +31,8 @@ class SimMatch(Method):
     embedding: int = 128  # dimensions
     average: int = 32  # batches that alignment averages over
 
-    def views(self) -> dict[str, str]:
-        return {'labeled.weak': IMAGES, 'unlabeled.weak': IMAGES, 'unlabeled.strong': JOINT}
+    def views(self) -> dict[View, str]:
+        return {LABELED: IMAGES, WEAK: IMAGES, STRONG: JOINT}
 
     def heads(self) -> dict[str, tuple[int, ...]]:
         return {'projection': (self.embedding, self.embedding)}
@@ -45,7 +45,7 @@ class SimMatch(Method):
         }
 
     def loss(self, inputs: Inputs, state: dict) -> Loss:
-        views = [inputs.images['labeled.weak'], inputs.images['unlabeled.weak']]
+        views = [inputs.images[LABELED], inputs.images[WEAK]]
         teacher = jax.lax.stop_gradient(inputs.forward(inputs.ema_params, jnp.concatenate(views))[0])
         n = len(inputs.labels)
         p = targets(teacher['logits'][n:])
@@ -60,7 +60,7 @@ class SimMatch(Method):
         p = jnp.where(met.any(), self.alpha * p + (1 - self.alpha) * similar @ classes, p)
         guess = pseudo_labels(p, self.threshold)
 
-        strong = inputs.outputs['unlabeled.strong']
+        strong = inputs.outputs[STRONG]
         loss = (guess.mask * cross_entropy(p, strong['logits'])).mean()
         similarity = self._similarity(unit(strong['projection']), memory, met)
         instance_loss = jnp.where(met.any(), cross_entropy(unfolded, similarity).mean(), 0)

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from methods.base import JOINT, Inputs, Loss, Method
+from methods.base import JOINT, STRONG, STRONG2, Inputs, Loss, Method, View
 from methods.terms import spread, unit
 from models.mlp import MLP
 
@@ -23,8 +23,8 @@ class SimSiam(Method):
     width: int = 2048  # of the projection
     predictor: int = 512  # width of the predictor's hidden layer
 
-    def views(self) -> dict[str, str]:
-        return {'unlabeled.strong': JOINT, 'unlabeled.strong2': JOINT}
+    def views(self) -> dict[View, str]:
+        return {STRONG: JOINT, STRONG2: JOINT}
 
     def mlps(self) -> dict[str, MLP]:
         return {

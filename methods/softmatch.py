@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from methods.base import JOINT, DataSpec, Inputs, Loss, Method, PseudoLabels
+from methods.base import JOINT, STRONG, WEAK, DataSpec, Inputs, Loss, Method, PseudoLabels, View, weak_and_strong
 from methods.terms import align, cross_entropy, ema, targets, uniform
 
 
@@ -22,16 +22,17 @@ class SoftMatch(Method):
     sigmas: float = 2.0  # the Gaussian is narrower by this factor, in TorchSSL and USB
     decay: float = 0.999  # m of the moving averages
     alignment: bool = True  # UA
-    weak_batch_norm: str = JOINT  # 'joint' or 'no_grad', see methods/fixmatch.py
+    statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
-    def views(self) -> dict[str, str]:
-        return {'unlabeled.weak': self.weak_batch_norm, 'unlabeled.strong': JOINT}
+    def views(self) -> dict[View, str]:
+        weak, strong = weak_and_strong(self.statistics)
+        return {WEAK: weak, STRONG: strong}
 
     def init_state(self, data: DataSpec) -> dict:
         return {'mean': jnp.float32(1 / data.num_classes), 'var': jnp.float32(1), 'q': uniform(data.num_classes)}
 
     def loss(self, inputs: Inputs, state: dict) -> Loss:
-        q = targets(inputs.outputs['unlabeled.weak']['logits'])
+        q = targets(inputs.outputs[WEAK]['logits'])
         confidence = q.max(-1)
         state = {
             'mean': ema(state['mean'], confidence.mean(), self.decay),
@@ -44,5 +45,5 @@ class SoftMatch(Method):
         guess = PseudoLabels(
             q.argmax(-1), jnp.exp(-jnp.square(below) / (2 * jnp.maximum(state['var'], 1e-12) / self.sigmas**2))
         )
-        loss = (guess.mask * cross_entropy(guess.labels, inputs.outputs['unlabeled.strong']['logits'])).mean()
+        loss = (guess.mask * cross_entropy(guess.labels, inputs.outputs[STRONG]['logits'])).mean()
         return Loss(self.weight * loss, state, {'loss': loss, 'threshold': state['mean']}, guess)

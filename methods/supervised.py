@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from methods.base import JOINT, Inputs, Loss, Method
+from methods.base import JOINT, LABELED, Inputs, Loss, Method, View
 from methods.terms import cross_entropy
 
 
@@ -12,11 +12,11 @@ class Supervised(Method):
 
     weight: float = 1.0  # factor of this term in the total loss
 
-    def views(self) -> dict[str, str]:
-        return {'labeled.weak': JOINT}
+    def views(self) -> dict[View, str]:
+        return {LABELED: JOINT}
 
     def loss(self, inputs: Inputs, state: tuple) -> Loss:
-        logits = inputs.outputs['labeled.weak']['logits']
+        logits = inputs.outputs[LABELED]['logits']
         loss = cross_entropy(inputs.labels, logits).mean()
         accuracy = (logits.argmax(-1) == inputs.labels).mean()
         return Loss(self.weight * loss, metrics={'loss': loss, 'accuracy': accuracy})

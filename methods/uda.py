@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from methods.base import JOINT, Inputs, Loss, Method
+from methods.base import JOINT, STRONG, WEAK, Inputs, Loss, Method, View, weak_and_strong
 from methods.terms import kl_divergence, pseudo_labels, sharpen, targets
 
 
@@ -19,14 +19,15 @@ class UDA(Method):
     threshold: float = 0.8
     temperature: float = 0.4
     weight: float = 1.0
-    weak_batch_norm: str = JOINT  # 'joint' or 'no_grad', see methods/fixmatch.py
+    statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
-    def views(self) -> dict[str, str]:
-        return {'unlabeled.weak': self.weak_batch_norm, 'unlabeled.strong': JOINT}
+    def views(self) -> dict[View, str]:
+        weak, strong = weak_and_strong(self.statistics)
+        return {WEAK: weak, STRONG: strong}
 
     def loss(self, inputs: Inputs, state: tuple) -> Loss:
-        p = targets(inputs.outputs['unlabeled.weak']['logits'])
-        strong = inputs.outputs['unlabeled.strong']['logits']
+        p = targets(inputs.outputs[WEAK]['logits'])
+        strong = inputs.outputs[STRONG]['logits']
         guess = pseudo_labels(p, self.threshold)
         loss = (guess.mask * kl_divergence(sharpen(p, self.temperature), strong)).mean()
         return Loss(self.weight * loss, metrics={'loss': loss}, pseudo_labels=guess)

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from methods.base import IMAGES, Inputs, Loss, Method
+from methods.base import IMAGES, WEAK, Inputs, Loss, Method, View
 from methods.terms import entropy, kl_divergence, ramp, targets
 
 
@@ -29,11 +29,11 @@ class VAT(Method):
     iterations: int = 1  # of the power method
     entropy_weight: float = 0.06
 
-    def views(self) -> dict[str, str]:
-        return {'unlabeled.weak': IMAGES}
+    def views(self) -> dict[View, str]:
+        return {WEAK: IMAGES}
 
     def loss(self, inputs: Inputs, state: tuple) -> Loss:
-        images = inputs.images['unlabeled.weak']
+        images = inputs.images[WEAK]
         logits = inputs.forward(inputs.params, images)[0]['logits']
         p = targets(logits)
         constant = jax.lax.stop_gradient(inputs.params)

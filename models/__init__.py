@@ -1,41 +1,74 @@
 """Networks behind one seam: explicit variables in, every named intermediate out. Only this package knows flax."""
 
 import dataclasses
-import re
+import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from errors import UserError, build, unknown
 from models import pretrained
 from models.efficientnet import EfficientNetLite0
-from models.layers import DOMAIN_POLICIES, Batch, Mode
 from models.lenet import DTN, LeNet
 from models.mlp import MLP
+from models.network import HEAD, Network
 from models.preprocess import Preprocessing
 from models.pretrained import Weights
 from models.resnet import BiT, ResNet
 from models.wide_resnet import WideResNet
 
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """The settings of every network, beside those of its backbone."""
+
+    pretrained: str = ''  # weights to begin with: a published name, a file or a run's folder; '' for random ones
+    resolution: int = 0  # side in pixels that images are brought to; 0: that of the weights, or as they are
+    crop: float = 0.0  # part of the shorter side that is kept; 0: that of the weights, or all
+    frozen_statistics: bool = False  # batch norm keeps its running statistics and uses them in training, too
+    batch_norm: str = 'joint'  # what it makes of two domains, one of DOMAIN_POLICIES
+    bottleneck_width: int = 0  # of a layer with batch norm between backbone and classifier; 0 for none
+    dropout: float = 0.0  # share of the features that the classifier does not see in training
+
+    def __post_init__(self):
+        if not 0 <= self.dropout < 1:
+            raise UserError('model.dropout is a probability, from 0 to less than 1.')
+        if self.batch_norm not in DOMAIN_POLICIES:
+            raise unknown('model.batch_norm', self.batch_norm, DOMAIN_POLICIES)
+        if self.frozen_statistics and self.batch_norm != 'joint':
+            raise UserError(f'model.frozen_statistics leaves nothing to model.batch_norm={self.batch_norm}: drop one.')
+
+
+# What batch norm makes of two domains, as shares of each (source, target) in the running statistics of evaluation.
+DOMAIN_POLICIES = {
+    'joint': None,  # one batch: statistics of all images together (TLlib)
+    'separate': (0.5, 0.5),  # each domain by its own statistics; evaluation by their average (Dassl, DeepDA)
+    'adabn': (0.0, 1.0),  # each by its own, evaluation by the target's (Li et al. 2016, arXiv:1603.04779)
+    # With scale and bias of their own, too (Chang et al. 2019, arXiv:1906.03950). Images that a method passes by itself
+    # (`Inputs.forward`), and those in frozen layers, take the target's.
+    'domain_specific': (0.0, 1.0),
+}
+
 _BASIC = {'bottleneck': False}
 
-# {name: (kind, its fields)}
-MODELS = {
+# {name: (backbone, what differs from the defaults of its fields and of Common)}
+MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     'wide_resnet': (WideResNet, {}),
     'resnet18_small': (ResNet, {'blocks': (2, 2, 2, 2), **_BASIC, 'small_images': True}),
-    'resnet18': (ResNet, {'blocks': (2, 2, 2, 2), **_BASIC}),
-    'resnet34': (ResNet, {'blocks': (3, 4, 6, 3), **_BASIC}),
-    'resnet50': (ResNet, {'blocks': (3, 4, 6, 3)}),
-    'resnet101': (ResNet, {'blocks': (3, 4, 23, 3)}),
-    'resnet152': (ResNet, {'blocks': (3, 8, 36, 3)}),
-    'resnext50_32x4d': (ResNet, {'blocks': (3, 4, 6, 3), 'groups': 32, 'group_width': 4}),
-    'wide_resnet50_2': (ResNet, {'blocks': (3, 4, 6, 3), 'group_width': 128}),
-    'bit_r50x1': (BiT, {'blocks': (3, 4, 6, 3)}),
-    'bit_r101x1': (BiT, {'blocks': (3, 4, 23, 3)}),
-    'efficientnet_lite0': (EfficientNetLite0, {}),
+    'resnet18': (ResNet, {'blocks': (2, 2, 2, 2), **_BASIC, 'pretrained': 'torchvision/resnet18'}),
+    'resnet34': (ResNet, {**_BASIC, 'pretrained': 'torchvision/resnet34'}),
+    'resnet50': (ResNet, {'pretrained': 'torchvision/resnet50'}),
+    'resnet101': (ResNet, {'blocks': (3, 4, 23, 3), 'pretrained': 'torchvision/resnet101'}),
+    'resnet152': (ResNet, {'blocks': (3, 8, 36, 3), 'pretrained': 'torchvision/resnet152'}),
+    'resnext50_32x4d': (ResNet, {'groups': 32, 'group_width': 4, 'pretrained': 'torchvision/resnext50_32x4d'}),
+    'wide_resnet50_2': (ResNet, {'group_width': 128, 'pretrained': 'torchvision/wide_resnet50_2'}),
+    'bit_r50x1': (BiT, {'pretrained': 'timm/resnetv2_50x1_bit.goog_in21k'}),
+    'bit_r101x1': (BiT, {'blocks': (3, 4, 23, 3), 'pretrained': 'timm/resnetv2_101x1_bit.goog_in21k'}),
+    'efficientnet_lite0': (EfficientNetLite0, {'dropout': 0.2, 'pretrained': 'efficientnet_lite0'}),
     'lenet': (LeNet, {}),
     'dtn': (DTN, {}),
 }
@@ -43,69 +76,211 @@ MODELS = {
 Variables = dict[str, Any]  # {'params': {layer: {leaf: array}}, 'batch_stats': the same}, all float32
 
 
+class Layer(NamedTuple):
+    """What the engine knows of a layer.
+
+    Attributes:
+        head: It sits on top of the features.
+        depth: Number of its block: 0 for the stem, one more for each block, most for the heads.
+        norm: It keeps running statistics.
+        drops: It leaves out units at random in training.
+    """
+
+    head: bool
+    depth: int
+    norm: bool = False
+    drops: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """A network without its variables.
 
-    preprocess: maps pixels in [0, 1] to its input.
-    weights: that it begins with, instead of random ones.
-    mlps: {name: small network on top of it that a method runs itself}.
+    Attributes:
+        network: The Flax module, with its heads.
+        preprocess: Maps pixels in [0, 1] to its input.
+        weights: That it begins with, instead of random ones.
+        mlps: {name: small network on top of it that a method runs itself}.
+        frozen_statistics, batch_norm: See `Common`.
     """
 
-    module: nn.Module
+    network: Network
     preprocess: Preprocessing
     weights: Weights | None = None
     mlps: Mapping[str, MLP] = dataclasses.field(default_factory=dict)
+    frozen_statistics: bool = False
+    batch_norm: str = 'joint'
 
     def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> Variables:
         """Returns the variables to begin with, for images of shape `[H, W, C]` before preprocessing.
 
-        Raises UserError where pretrained weights do not fit.
+        Raises:
+            UserError: Pretrained weights do not fit.
         """
-        images = jax.eval_shape(self.preprocess, jnp.zeros((1, *image_shape)))
-        mode = Mode(train=False, batch_norm=self.module.batch_norm)
-        init = jax.jit(lambda key: self.module.init(key, Batch(jnp.zeros(images.shape)), mode))
-        variables = {'batch_stats': {}, **init(key)}
-        for i, (name, mlp) in enumerate(self.mlps.items()):
-            layers = mlp.init(jax.random.fold_in(key, i), name, *variables['params']['head']['kernel'].shape)
-            variables['params'] = {**variables['params'], **layers}
+        variables = self._random(key, jax.eval_shape(self.preprocess, jnp.zeros((1, *image_shape))).shape)
         if self.weights is None:
             return variables
-        return pretrained.fill(type(self.module).__name__, variables, self.weights)
+        return pretrained.fill(type(self.network.backbone).__name__, variables, self.weights)
+
+    def _random(self, key: jax.Array, shape: tuple[int, ...]) -> Variables:
+        tree = jax.jit(lambda key: self.network.init(key, jnp.zeros(shape), train=False))(key)
+        variables = {'batch_stats': {}} | {collection: _by_layer(layers) for collection, layers in tree.items()}
+        if self.batch_norm == 'domain_specific':  # the target's scale and bias begin as the source's
+            for layer in variables['batch_stats']:
+                leaves = variables['params'][layer]
+                leaves |= {f'{name}_target': leaves[name] for name in ('scale', 'bias')}
+        for i, (name, mlp) in enumerate(self.mlps.items()):
+            widths = variables['params'][HEAD]['kernel'].shape
+            variables['params'] |= mlp.init(jax.random.fold_in(key, i), name, *widths)
+        return variables
 
     def apply(
         self,
         variables: Variables,
-        images: Batch,
-        train: bool,
+        images: jax.Array,
+        train: bool = False,
+        *,
         frozen: frozenset[str] = frozenset(),
-        keys: Batch | None = None,
-        domains: Batch | None = None,
-    ) -> tuple[dict[str, Batch], Any]:
-        """Runs the network on one joint batch of preprocessed images, float32 `[N, H, W, C]`, or features `[N, D]`.
+        keys: jax.Array | None = None,
+        domains: jax.Array | None = None,
+    ) -> tuple[dict[str, jax.Array], Any]:
+        """Runs the network on one batch.
 
-        train, frozen, keys, domains: see `models.layers.Mode`; keys and domains are needed in training where `drops`
-        and `has_domains` say so.
-        Returns ({name of intermediate: Batch of outputs}, batch_stats).
+        Args:
+            variables: Its variables.
+            images: Preprocessed images, float32 `[N, H, W, C]`, or features `[N, D]`.
+            train: Batch norm takes its statistics from the batch and updates the running ones; units are dropped.
+            frozen: Layers that in training, too, are as in evaluation.
+            keys: In training, a random key for each image, for what drops units. Without, nothing is dropped.
+            domains: In training where `has_domains`, 0 for each image of the source and 1 for the target's, int32
+                `[N]`. Without, all images are of one domain.
+
+        Returns:
+            {name of an output: its values, `[N, ...]`}, and the new batch_stats.
         """
-        mode = Mode(train, frozen, keys, self.module.frozen_statistics, self.module.batch_norm, domains)
-        outputs, updated = self.module.apply(variables, images, mode, mutable=['batch_stats'])
-        return outputs, {**variables['batch_stats'], **updated.get('batch_stats', {})}
+        outputs, batch_stats, _ = self._run(variables, images, train, frozen, keys, domains, {})
+        return outputs, batch_stats
 
-    @property
-    def drops(self) -> bool:
-        """Whether it leaves out units or blocks at random in training."""
-        return self.module.drops
+    def apply_beside(
+        self,
+        variables: Variables,
+        images: tuple[jax.Array, jax.Array],
+        *,
+        frozen: frozenset[str] = frozenset(),
+        keys: tuple[jax.Array, jax.Array] | None = None,
+        domains: tuple[jax.Array, jax.Array] | None = None,
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], Any]:
+        """Runs the network in training on one batch, and on images beside it that are only looked at.
+
+        The latter need no backward pass, which is a third of the work: no gradient flows through them, and batch norm
+        normalises them with the moments of the former. The running statistics are over both.
+
+        Args:
+            variables, frozen: As for `apply`.
+            images, keys, domains: As for `apply`, of the batch and of the images beside it.
+
+        Returns:
+            The outputs of both, and the new batch_stats.
+        """
+        first, second = zip(images, keys or (None, None), domains or (None, None), strict=True)
+        outputs, _, moments = self._run(variables, first[0], True, frozen, *first[1:], {})
+        constants = jax.lax.stop_gradient((variables, second[0], moments))
+        beside, batch_stats, _ = self._run(*constants[:2], True, frozen, *second[1:], constants[2])
+        return outputs, beside, batch_stats
+
+    def _run(self, variables, images, train, frozen, keys, domains, moments) -> tuple[dict, Any, dict]:
+        """Returns outputs, batch_stats and the moments of each batch norm. moments: to normalise with instead."""
+        collections = {name: _nested(layers) for name, layers in variables.items()}
+        if not train:
+            return self.network.apply(collections, images, False), variables['batch_stats'], {}
+        trained = {layer.depth for name, layer in self.layers.items() if name not in frozen and not layer.drops}
+        given: dict[str, dict] = {}
+        for name, layer in self.layers.items():
+            if layer.norm and (self.frozen_statistics or name in frozen):
+                given[name] = variables['batch_stats'][name]
+            elif layer.norm:
+                given[name] = dict(moments.get(name, {}))
+                if domains is not None:
+                    given[name] |= {'domains': domains, 'shares': jnp.asarray(DOMAIN_POLICIES[self.batch_norm])}
+            elif layer.drops and keys is not None and layer.depth in trained:
+                given[name] = {'keys': keys}
+        collections['given'] = _nested(given)
+        outputs, updated = self.network.apply(collections, images, True, mutable=['batch_stats', 'moments'])
+        batch_stats = variables['batch_stats'] | _by_layer(updated.get('batch_stats', {}))
+        return outputs, batch_stats, _by_layer(updated.get('moments', {}))
 
     @property
     def has_domains(self) -> bool:
         """Whether batch norm treats source and target domain differently."""
-        return self.module.batch_norm != 'joint'
+        return self.batch_norm != 'joint'
 
-    def depths(self, layers: Mapping[str, Any]) -> dict[str, int]:
-        """Returns how deep each layer is: 0 for the stem, one more for each block, most for what is on the features."""
-        order = [*self.module.order(), *['bottleneck'] * (self.module.bottleneck_width > 0), 'head']
-        return {layer: next(i for i, prefix in enumerate(order) if re.match(prefix, layer)) for layer in layers}
+    @functools.cached_property
+    def layers(self) -> dict[str, Layer]:
+        """{name: what the engine knows of it} of all layers, those without parameters that drop units, too."""
+        created: list[str] = []
+
+        def init():
+            side = self.preprocess.resolution or 64
+            tree = self.network.init(jax.random.key(0), jnp.zeros((1, side, side, 3)), train=True)
+            layers = {collection: list(_by_layer(part)) for collection, part in tree.items()}
+            created.extend(layers['params'])  # in the order of the forward pass, which leaving a trace would sort
+            return tree
+
+        tree = jax.eval_shape(init)
+        norms, drops = (_by_layer(tree.get(collection, {})) for collection in ('batch_stats', 'drops'))
+        backbone = self.network.backbone
+        above = [name for name in created if name.startswith(HEAD)]
+        blocks = [(name,) for name in created if name not in above and not name.startswith('bottleneck')]
+        if hasattr(backbone, 'order'):
+            blocks = backbone.order()
+        blocks = [*blocks, *[('bottleneck',)] * (self.network.bottleneck_width > 0), (HEAD,)]
+
+        def depth(name: str) -> int:
+            return next(i for i, prefixes in enumerate(blocks) if name.startswith(tuple(prefixes)))
+
+        layers = {
+            name: Layer(name.startswith(HEAD), depth(name), name in norms, name in drops) for name in (*created, *drops)
+        }
+        for name, mlp in self.mlps.items():
+            own = jax.eval_shape(functools.partial(mlp.init, name=name, features=1, num_classes=1), jax.random.key(0))
+            layers |= dict.fromkeys(own, Layer(True, len(blocks) - 1))
+        return layers
+
+
+def _by_layer(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns {layer: {leaf: array}} of nested variables; a layer within another is 'outer/inner'."""
+    layers: dict[str, dict[str, Any]] = {}
+    for (*path, leaf), array in traverse_util.flatten_dict(tree).items():
+        layers.setdefault('/'.join(path), {})[leaf] = array
+    return layers
+
+
+def _nested(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the nested variables of {layer: {leaf: array}}."""
+    return traverse_util.unflatten_dict(
+        {(*layer.split('/'), leaf): array for layer, leaves in layers.items() for leaf, array in leaves.items()}
+    )
+
+
+def settings(name: str) -> dict[str, Any]:
+    """Returns every setting of the network called `name`, with its value where nothing else is said.
+
+    Raises:
+        UserError: There is no such network.
+    """
+    kind, differing = _find(name)
+    return {field.name: field.default for field in _fields(kind)} | differing
+
+
+def _find(name: str) -> tuple[type[nn.Module], dict[str, Any]]:
+    if name not in MODELS:
+        raise unknown('model', name, MODELS)
+    return MODELS[name]
+
+
+def _fields(kind: type[nn.Module]) -> list[dataclasses.Field]:
+    own = [field for field in dataclasses.fields(kind) if field.name not in ('parent', 'name')]
+    return [*dataclasses.fields(Common), *own]
 
 
 def create(
@@ -117,31 +292,42 @@ def create(
     mean: tuple[float, ...] = (0.5,),
     std: tuple[float, ...] = (0.5,),
     weights: Weights | None = None,
-    resolution: int = 0,
-    crop: float = 0.0,
-    **settings,
+    **chosen,
 ) -> Model:
-    """Returns the network called `name`. Raises UserError for a name or a setting that does not exist.
+    """Returns the network called `name`.
 
-    heads: {name of an output beside 'features' and 'logits': widths of its layers on top of the features}.
-    mlps: {name: small network on top of it that a method runs itself}.
-    mean, std: of the pixels in [0, 1], where no weights bring theirs.
-    resolution, crop: see `Preprocessing`; 0 for those of the weights or, without any, the images as they are.
+    Args:
+        name: One of MODELS.
+        num_classes: Of the classifier.
+        heads: {name of an output beside 'features' and 'logits': widths of its layers on top of the features}.
+        mlps: {name: small network on top of it that a method runs itself}.
+        mean, std: Of the pixels in [0, 1], where no weights bring theirs.
+        weights: To begin with, what the setting 'pretrained' names.
+        chosen: Settings of `Common` and of the backbone that differ from its own.
+
+    Raises:
+        UserError: There is no such network or setting, or a value is impossible.
     """
-    if name not in MODELS:
-        raise unknown('model', name, MODELS)
-    kind, fields = MODELS[name]
-    given = {'num_classes': num_classes, 'heads': dict(heads or {})}
-    module = build(kind, f'setting of model {name}', {**fields, **settings}, given)
-    if not 0 <= module.dropout < 1 or not 0 <= module.drop_path < 1:
-        raise UserError('model.dropout and model.drop_path are probabilities, from 0 to less than 1.')
-    if module.batch_norm not in DOMAIN_POLICIES:
-        raise unknown('model.batch_norm', module.batch_norm, DOMAIN_POLICIES)
-    if module.frozen_statistics and module.batch_norm != 'joint':
-        raise UserError(f'model.frozen_statistics leaves nothing to model.batch_norm={module.batch_norm}: drop one.')
+    kind, differing = _find(name)
+    for key in chosen:
+        if key not in (valid := [field.name for field in _fields(kind)]):
+            raise unknown(f'setting of model {name}', key, valid)
+    values, own = differing | chosen, {field.name for field in dataclasses.fields(Common)}
+    common = build(Common, f'setting of model {name}', {key: value for key, value in values.items() if key in own})
+    fields = {key: value for key, value in values.items() if key not in own}
+    backbone = build(kind, f'setting of model {name}', fields)
+    if not 0 <= getattr(backbone, 'drop_path', 0) < 1:
+        raise UserError('model.drop_path is a probability, from 0 to less than 1.')
     preprocess = Preprocessing(mean, std)
     if weights is not None:
         preprocess = pretrained.PREPROCESSING.get(kind.__name__, preprocess)
         preprocess = dataclasses.replace(preprocess, **weights.preprocessing)
-    chosen = {key: value for key, value in (('resolution', resolution), ('crop', crop)) if value}
-    return Model(module, dataclasses.replace(preprocess, **chosen), weights, dict(mlps or {}))
+    sizes = {key: value for key in ('resolution', 'crop') if (value := getattr(common, key))}
+    return Model(
+        Network(backbone, num_classes, dict(heads or {}), common.dropout, common.bottleneck_width),
+        dataclasses.replace(preprocess, **sizes),
+        weights,
+        dict(mlps or {}),
+        common.frozen_statistics,
+        common.batch_norm,
+    )

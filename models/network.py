@@ -1,54 +1,54 @@
-"""What all networks are: a backbone, and on its features a classifier and any further heads."""
+"""What turns a backbone into a network: a classifier and any further heads on its features."""
 
 from collections.abc import Mapping
 
 import flax.linen as nn
+import jax
 
-from models.layers import Batch, BatchNorm, Dense, Mode, classify, drop
+from models.layers import BatchNorm, Dense, Dropout
+
+HEAD = 'head'  # with which the names of the layers on top of the features begin
 
 
 class Network(nn.Module):
-    """Base of all networks: maps normalised images `[N, H, W, C]`, or features `[N, D]` they gave before, to outputs.
+    """Maps normalised images `[N, H, W, C]`, or features `[N, D]` they gave before, to every named output.
 
-    heads: {name of an output beside 'features' and 'logits': widths of the layers on top of the features}.
-    dropout: share of the features that the classifier and the heads do not see in training.
-    frozen_statistics: batch norm keeps its running statistics, such as pretrained ones, and uses them in training.
-    bottleneck_width: of a layer with batch norm and ReLU between backbone and classifier, whose output are the
-        features then; 0 for none.
-    batch_norm: what batch norm makes of the two domains in domain adaptation, see `layers.DOMAIN_POLICIES`.
+    Attributes:
+        backbone: Maps `(images, train)` to {'features': `[N, D]`, and the feature map `[N, h, w, c]` at the end of
+            every stage, by name}. Plain Flax, with `models.layers.BatchNorm` for batch norm. Its
+            method `order()`, if it has one, returns the names with which the layers of each block begin, from the
+            images to the features; otherwise each layer is a block.
+        num_classes: Of the classifier.
+        heads: {name of an output beside 'features' and 'logits': widths of its layers on top of the features}.
+        dropout: Share of the features that the classifier and the heads do not see in training.
+        bottleneck_width: Of a layer with batch norm and ReLU between backbone and classifier, whose output are the
+            features then; 0 for none.
     """
 
+    backbone: nn.Module
     num_classes: int
     heads: Mapping[str, tuple[int, ...]]
     dropout: float = 0.0
-    frozen_statistics: bool = False
     bottleneck_width: int = 0
-    batch_norm: str = 'joint'
-    drop_path = 0.0
-    negative_slope = 0.0
+
+    def setup(self):
+        nn.share_scope(self, self.backbone)  # so that layers have the backbone's own names
 
     @nn.compact
-    def __call__(self, images: Batch, mode: Mode) -> dict[str, Batch]:
-        if images.grad.ndim == 2:
-            outputs = {'features': images}
-        else:
-            outputs = self.backbone(images, mode)
+    def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
+        outputs = {'features': images}
+        if images.ndim > 2:
+            outputs = self.backbone(images, train)
             if self.bottleneck_width:
                 x = Dense(self.bottleneck_width, name='bottleneck')(outputs['features'])
-                x = BatchNorm(0.9, 1e-5, name='bottleneck_norm')(x, mode)
-                outputs['features'] = x.map(nn.relu)
-        features = drop(outputs['features'], mode, self.dropout, layer=0)
-        return classify(features, self.num_classes, self.heads, self.negative_slope) | outputs
-
-    def backbone(self, images: Batch, mode: Mode) -> dict[str, Batch]:
-        """Returns 'features' `[N, D]` and the feature map `[N, h, w, c]` at the end of every stage, by name."""
-        raise NotImplementedError
-
-    @property
-    def drops(self) -> bool:
-        """Whether it leaves out units or blocks at random in training."""
-        return self.dropout > 0 or self.drop_path > 0
-
-    def order(self) -> list[str]:
-        """Returns a regular expression for each block's layer names, from the images to the features."""
-        raise NotImplementedError
+                outputs['features'] = nn.relu(BatchNorm(0.9, 1e-5, name='bottleneck_norm')(x, train))
+        features = Dropout(self.dropout, name=f'{HEAD}_dropout')(outputs['features'], train)
+        outputs['logits'] = Dense(self.num_classes, name=HEAD)(features)
+        for head, widths in self.heads.items():
+            x = features
+            for i, width in enumerate(widths):
+                if i > 0:
+                    x = nn.leaky_relu(x, getattr(self.backbone, 'negative_slope', 0.0))
+                x = Dense(width, name=f'{HEAD}_{head}{i + 1}')(x)
+            outputs[head] = x
+        return outputs

@@ -12,6 +12,7 @@ import numpy as np
 
 from errors import UserError
 from models import files
+from models.network import HEAD
 from models.preprocess import Preprocessing
 
 _IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
@@ -87,11 +88,6 @@ def load(source: str) -> Weights:
     return Weights(tensors, kind, record, located.preprocessing or {})
 
 
-def is_head(layer: str) -> bool:
-    """Returns whether a layer sits on top of the features."""
-    return layer.startswith('head')
-
-
 def fill(kind: str, variables: dict, weights: Weights) -> dict:
     """Returns variables with the values of weights.
 
@@ -119,8 +115,8 @@ def fill(kind: str, variables: dict, weights: Weights) -> dict:
             tensor = tensor.sum(2, keepdims=True)
         if tensor is not None and tensor.shape == own.shape:
             return np.asarray(tensor, np.float32)
-        if is_head(layer) or layer.startswith('bottleneck'):
-            return np.zeros(own.shape, np.float32) if layer == 'head' else own
+        if layer.startswith(HEAD) or layer.startswith('bottleneck'):
+            return np.zeros(own.shape, np.float32) if layer == HEAD else own
         if tensor is None:
             missing.append(name)
         else:
@@ -134,7 +130,7 @@ def fill(kind: str, variables: dict, weights: Weights) -> dict:
         }
         for collection, layers in variables.items()
     }
-    unexpected = [name for name in left if not (weights.format == 'own' and is_head(name.split('/')[1]))]
+    unexpected = [name for name in left if not (weights.format == 'own' and name.split('/')[1].startswith(HEAD))]
     if missing or unexpected or misshapen:
         parts = {'missing': missing, 'unexpected': unexpected, 'of another shape': misshapen}
         found = '; '.join(f'{len(names)} {what}: {", ".join(sorted(names))}' for what, names in parts.items() if names)
@@ -151,5 +147,5 @@ def name_in_file(form: str, kind: str, collection: str, layer: str, leaf: str) -
     match, make = next((m, make) for p, make in NAMES[kind, form] if (m := re.fullmatch(p, layer)))
     name = make(*(int(part) if part.isdigit() else part for part in match.groups()))
     if form == 'npz':
-        return f'{name}/' + {'scale': 'gamma', 'bias': 'bias' if is_head(layer) else 'beta'}.get(leaf, leaf)
+        return f'{name}/' + {'scale': 'gamma', 'bias': 'bias' if layer.startswith(HEAD) else 'beta'}.get(leaf, leaf)
     return f'{name}.{_TORCH[leaf]}'

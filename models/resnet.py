@@ -6,13 +6,13 @@ in its 3x3 convolution. Layers have torchvision's names, with '_' for '.'.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from models.layers import Batch, BatchNorm, Conv, GroupNorm, Mode, add
-from models.network import Network
+from models.layers import BatchNorm, Conv, GroupNorm
 
 
-class ResNet(Network):
+class ResNet(nn.Module):
     """Features `[N, 512]`, or `[N, 2048]` with bottlenecks; feature maps 'layer1' to 'layer4'."""
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
@@ -23,62 +23,65 @@ class ResNet(Network):
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
 
-    def backbone(self, images: Batch, mode: Mode) -> dict[str, Batch]:
-        def conv_norm(x: Batch, features: int, conv: str, norm: str, size: int, stride: int = 1, groups: int = 1):
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
+        def conv_norm(x: jax.Array, features: int, conv: str, norm: str, size: int, stride: int = 1, groups: int = 1):
             x = Conv(features, size, stride, groups, name=conv)(x)
-            return BatchNorm(self.bn_momentum, self.bn_epsilon, name=norm)(x, mode)
+            return BatchNorm(self.bn_momentum, self.bn_epsilon, name=norm)(x, train)
 
-        def block(x: Batch, features: int, name: str, stride: int) -> Batch:
-            def layer(x: Batch, number: int, features: int, size: int, **settings) -> Batch:
+        def block(x: jax.Array, features: int, name: str, stride: int) -> jax.Array:
+            def layer(x: jax.Array, number: int, features: int, size: int, **settings) -> jax.Array:
                 return conv_norm(x, features, f'{name}conv{number}', f'{name}bn{number}', size, **settings)
 
             if self.bottleneck:
                 out, width = 4 * features, self.groups * (features * self.group_width // 64)
-                y = layer(x, 1, width, 1).map(nn.relu)
-                y = layer(y, 2, width, 3, stride=stride, groups=self.groups).map(nn.relu)
+                y = nn.relu(layer(x, 1, width, 1))
+                y = nn.relu(layer(y, 2, width, 3, stride=stride, groups=self.groups))
                 y = layer(y, 3, out, 1)
             else:
                 out = features
-                y = layer(x, 1, out, 3, stride=stride).map(nn.relu)
+                y = nn.relu(layer(x, 1, out, 3, stride=stride))
                 y = layer(y, 2, out, 3)
-            if stride > 1 or x.grad.shape[-1] != out:
+            if stride > 1 or x.shape[-1] != out:
                 x = conv_norm(x, out, f'{name}downsample_0', f'{name}downsample_1', 1, stride)
-            return add(x, y).map(nn.relu)
+            return nn.relu(x + y)
 
         outputs = {}
-        x = conv_norm(images, 64, 'conv1', 'bn1', *((3, 1) if self.small_images else (7, 2))).map(nn.relu)
+        x = nn.relu(conv_norm(images, 64, 'conv1', 'bn1', *((3, 1) if self.small_images else (7, 2))))
         if not self.small_images:
-            x = x.map(lambda x: nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))))
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.blocks):
             for i in range(blocks):
                 stride = 2 if stage > 0 and i == 0 else 1
                 x = block(x, 64 * 2**stage, f'layer{stage + 1}_{i}_', stride)
             outputs[f'layer{stage + 1}'] = x
-        return outputs | {'features': x.map(lambda x: x.mean(axis=(1, 2)))}
+        return outputs | {'features': x.mean(axis=(1, 2))}
 
-    def order(self) -> list[str]:
-        blocks = [f'layer{s + 1}_{b}_' for s, number in enumerate(self.blocks) for b in range(number)]
-        return ['conv1|bn1', *blocks]
+    def order(self) -> list[tuple[str, ...]]:
+        """Names with which the layers of each block begin, from the images to the features."""
+        blocks = [(f'layer{s + 1}_{b}_',) for s, number in enumerate(self.blocks) for b in range(number)]
+        return [('conv1', 'bn1'), *blocks]
 
 
-class BiT(Network):
+class BiT(nn.Module):
     """ResNet v2 with group norm and standardised weights; feature maps 'stage1' to 'stage4'."""
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     width: int = 1
 
-    def backbone(self, images: Batch, mode: Mode) -> dict[str, Batch]:
-        def conv(x: Batch, features: int, name: str, size: int = 1, stride: int = 1) -> Batch:
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
+        def conv(x: jax.Array, features: int, name: str, size: int = 1, stride: int = 1) -> jax.Array:
             return Conv(features, size, stride, standardize=True, name=name)(x)
 
-        def norm_act(x: Batch, name: str) -> Batch:
-            return GroupNorm(name=name)(x).map(nn.relu)
+        def norm_act(x: jax.Array, name: str) -> jax.Array:
+            return nn.relu(GroupNorm(name=name)(x))
 
         outputs = {}
         x = conv(images, 64 * self.width, 'stem', 7, 2)
         # Zeros around the image, not minus infinity: there is no ReLU before, so it makes a difference.
-        x = x.map(lambda x: jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
-        x = x.map(lambda x: nn.max_pool(x, (3, 3), (2, 2)))
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        x = nn.max_pool(x, (3, 3), (2, 2))
         for stage, blocks in enumerate(self.blocks):
             out = 256 * self.width * 2**stage
             for i in range(blocks):
@@ -89,10 +92,11 @@ class BiT(Network):
                     x = conv(y, out, name + 'shortcut', stride=stride)
                 y = norm_act(conv(y, out // 4, name + 'conv1'), name + 'norm2')
                 y = norm_act(conv(y, out // 4, name + 'conv2', 3, stride), name + 'norm3')
-                x = add(x, conv(y, out, name + 'conv3'))
+                x = x + conv(y, out, name + 'conv3')
             outputs[f'stage{stage + 1}'] = x
-        return outputs | {'features': norm_act(x, 'norm').map(lambda x: x.mean(axis=(1, 2)))}
+        return outputs | {'features': norm_act(x, 'norm').mean(axis=(1, 2))}
 
-    def order(self) -> list[str]:
-        blocks = [f'stage{s + 1}_block{b + 1}_' for s, number in enumerate(self.blocks) for b in range(number)]
-        return ['stem', *blocks, 'norm']
+    def order(self) -> list[tuple[str, ...]]:
+        """Names with which the layers of each block begin, from the images to the features."""
+        blocks = [(f'stage{s + 1}_block{b + 1}_',) for s, number in enumerate(self.blocks) for b in range(number)]
+        return [('stem',), *blocks, ('norm',)]

@@ -7,12 +7,12 @@ network through a batch norm that subtracts it again.
 """
 
 import flax.linen as nn
+import jax
 
-from models.layers import Batch, BatchNorm, Conv, Mode, add
-from models.network import Network
+from models.layers import BatchNorm, Conv
 
 
-class WideResNet(Network):
+class WideResNet(nn.Module):
     """Features `[N, width * 16 * 2^(stages-1)]`; feature maps 'stage1', 'stage2', ...
 
     WRN-28-2 has blocks (4, 4, 4) and width 2; WRN-37-2, for 96x96 images, has blocks (4, 4, 4, 4).
@@ -24,10 +24,11 @@ class WideResNet(Network):
     bn_epsilon: float = 1e-3
     negative_slope: float = 0.1
 
-    def backbone(self, images: Batch, mode: Mode) -> dict[str, Batch]:
-        def norm_act(x: Batch, name: str) -> Batch:
-            x = BatchNorm(self.bn_momentum, self.bn_epsilon, name=name)(x, mode)
-            return x.map(lambda x: nn.leaky_relu(x, self.negative_slope))
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
+        def norm_act(x: jax.Array, name: str) -> jax.Array:
+            x = BatchNorm(self.bn_momentum, self.bn_epsilon, name=name)(x, train)
+            return nn.leaky_relu(x, self.negative_slope)
 
         outputs = {}
         x = Conv(16, name='stem')(images)
@@ -42,12 +43,13 @@ class WideResNet(Network):
                 y = Conv(features, stride=stride, name=name + 'conv1')(y)
                 y = norm_act(y, name + 'norm2')
                 y = Conv(features, name=name + 'conv2')(y)
-                if x.grad.shape[-1] != features:
+                if x.shape[-1] != features:
                     x = Conv(features, kernel_size=1, stride=stride, name=name + 'shortcut')(x)
-                x = add(x, y)
+                x = x + y
             outputs[f'stage{stage + 1}'] = x
-        return outputs | {'features': norm_act(x, 'norm').map(lambda x: x.mean(axis=(1, 2)))}
+        return outputs | {'features': norm_act(x, 'norm').mean(axis=(1, 2))}
 
-    def order(self) -> list[str]:
-        blocks = [f'stage{s + 1}_block{b + 1}_' for s, number in enumerate(self.blocks) for b in range(number)]
-        return ['stem', *blocks, 'norm']
+    def order(self) -> list[tuple[str, ...]]:
+        """Names with which the layers of each block begin, from the images to the features."""
+        blocks = [(f'stage{s + 1}_block{b + 1}_',) for s, number in enumerate(self.blocks) for b in range(number)]
+        return [('stem',), *blocks, ('norm',)]

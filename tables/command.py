@@ -1,6 +1,7 @@
 """What main.py does with the config of a table: make its runs and write its pages, list them, or check them."""
 
 import collections
+import itertools
 import json
 import pathlib
 import time
@@ -16,41 +17,62 @@ RUNS = pathlib.Path('runs')
 
 
 class Command:
-    """A table in a folder of its own, which gets table.md, .tex, .csv, .json and index.html."""
+    """A table in a folder of its own, which gets its pages (tables/render.py)."""
 
-    def __init__(self, config: ConfigDict, name: str, command: str, workdir: str | None):
-        """command: that the user typed. Raises UserError for a mistake in the config."""
+    def __init__(self, config: ConfigDict, name: str, command: str, workdir: str | None, renew: bool = False):
+        """Reads the table's config, and what its folder has recorded.
+
+        Args:
+            config: Of the table.
+            name: Of the table.
+            command: The command that the user typed.
+            workdir: The table's folder, None for runs/tables/<name>.
+            renew: Make results of other code or other settings than the present again.
+
+        Raises:
+            UserError: For a mistake in the config, and for a folder with something else in it.
+        """
         self.table = spec.from_config(config)
         self.runs = list(spec.expand(self.table))
-        self.named = {'name': name, 'command': command}
         self.folder = pathlib.Path(workdir) if workdir else RUNS / 'tables' / name
+        self._named = {'name': name, 'command': command}
+        self._renew = renew
         self._earlier = self._read()
+        try:
+            self._recorded = record.known(self._earlier) if self._earlier is not None else {}
+        except (KeyError, TypeError) as error:
+            raise UserError(f'{self.folder}/table.json is none of a table. Name another --workdir.') from error
 
-    def make(self, jobs: int, gpus: list[str], together: bool | None, data_dir: str | None) -> str:
-        """Makes the runs that are missing and writes the pages. Returns the table for people to read.
+    def make(self, jobs: int, gpus: list[str], data_dir: str | None) -> str:
+        """Makes the runs that are missing and writes the pages.
 
-        Raises runner.Stopped after SIGTERM or Ctrl-C, when the pages are written, and UserError where a run failed.
+        Args:
+            jobs: Number of cells to make at once.
+            gpus: CUDA's numbers of the GPUs to use.
+            data_dir: Where the data sets are prepared, None for the usual place.
+
+        Returns:
+            The table for people to read.
+
+        Raises:
+            runner.Stopped: After SIGTERM or Ctrl-C, when the pages are written.
+            UserError: Where a run failed, or where recorded results would be lost.
         """
-        present = {(run.row, run.column, run.name) for run in self.runs}
-        lost = [key for key in self._earlier if key not in present and not record.finished(RUNS / key[2])]
-        if lost:
-            raise UserError(
-                f'{self.folder} holds {len(lost)} results that this table has not, such as {lost[0][2]}, and whose run '
-                'folders are gone: they would be lost. Name another --workdir.'
-            )
-        cells = runner.unfinished(self.runs, RUNS, self._earlier)
-        todo, failures = sum(map(len, cells)), {}
+        self._check_nothing_is_lost()
+        cells = self.unfinished()
+        todo = sum(map(len, cells))
+        failures: dict[str, str] = {}
         start, done = time.monotonic(), 0
 
         def tell(run: spec.Run, failure: str | None) -> None:
             nonlocal done
             done += 1
-            text = failure
             if failure is None:
-                value = record.of_folder(self.table, run, RUNS / run.name)['values'][self.table.shown]
+                entry = record.of_folder(self.table, run, RUNS / run.name)
+                value = entry['values'][self.table.shown] if entry else None
                 text = 'finished' if value is None else f'{100 * value:.2f} %'
             else:
-                failures[run.name] = failure
+                text = failures[run.name] = failure
             left = (time.monotonic() - start) / done * (todo - done)
             print(
                 f'[{done}/{todo}] {run.row}, {run.column}, seed {run.settings.seed}: {text}; {duration(left)} left',
@@ -60,45 +82,59 @@ class Command:
         print(f'{len({run.name for run in self.runs})} runs, {todo} of them to be made -> {RUNS.resolve()}')
         try:
             if cells:
-                logs = self.folder / 'logs'
-                runner.make(cells, RUNS.resolve(), logs, tell, jobs, gpus, together, data_dir)
+                for run in itertools.chain(*cells):
+                    _put_aside(RUNS / run.name)
+                runner.make(cells, RUNS.resolve(), self.folder / 'logs', tell, jobs, gpus, data_dir)
         finally:
-            found = self.named | record.collect(self.table, self.runs, RUNS, self._earlier, failures)
-            render.write(self.folder, found)
-        if failed := {run['folder'] for cell in found['cells'] for run in cell['runs'] if 'failure' in run}:
+            table = self._write(failures)
+        if failed := {run['folder'] for cell in table['cells'] for run in cell['runs'] if 'failure' in run}:
             raise UserError(f'{len(failed)} of {todo} runs failed; the table in {self.folder} says why.')
-        pages = 'table.md, table.tex, table.csv, table.json and index.html'
-        return '\n'.join([*render.main_table(found), f'Everything is in {self.folder}/: {pages}'])
+        lines = render.main_table(table)
+        stale = {run.name for run in self.runs if (entry := self._entry(run)) and record.is_stale(run, entry)}
+        if stale:
+            lines.append(f'{len(stale)} results are of other code than the present; --renew makes them again.')
+        return '\n'.join([*lines, f'Everything is in {self.folder}/: {", ".join(render.PAGES)}'])
+
+    def unfinished(self) -> list[list[spec.Run]]:
+        """Returns the runs that are to be made, a run that two cells share once, the seeds of a cell in one list."""
+        cells: dict[tuple[str, str], list[spec.Run]] = {}
+        names = set()
+        for run in self.runs:
+            entry = self._entry(run)
+            if run.name not in names and (entry is None or (self._renew and record.is_stale(run, entry))):
+                names.add(run.name)
+                cells.setdefault((run.row, run.column), []).append(run)
+        return list(cells.values())
 
     def listing(self, jobs: int) -> str:
         """Returns what would run, with the state of every cell and an estimate of the time."""
+        todo = {run.name for cell in self.unfinished() for run in cell}
         cells: dict[tuple[str, str], list[spec.Run]] = {}
-        known: dict[tuple[str, str], list[float]] = {}
-        entries = {}
+        measured: dict[tuple[str, str], list[float]] = {}
         for run in self.runs:
-            key = (run.row, run.column)
-            cells.setdefault(key, []).append(run)
-            entry = record.of_folder(self.table, run, RUNS / run.name) or self._earlier.get((*key, run.name))
-            if entry:
-                entries[run.name] = entry
-                known.setdefault(key, []).append(entry['seconds'])
+            cells.setdefault((run.row, run.column), []).append(run)
+            if entry := self._entry(run):
+                measured.setdefault((run.row, run.column), []).append(entry['seconds'])
         width = [max(len(key[i]) for key in cells) for i in (0, 1)]
         lines = []
         left: dict[str, float | None] = {}  # seconds of each run
         for (row, column), runs in cells.items():
-            seconds = runner.seconds(self.table, runs[0], known)
-            states = collections.Counter()
+            seconds = runner.seconds(self.table, runs[0], measured)
+            states: collections.Counter[str] = collections.Counter()
             for run in runs:
-                step = last_checkpoint(RUNS / run.name) or 0
-                if run.name in entries:
+                step = 0
+                if entry := self._entry(run):
                     state = 'finished' if (RUNS / run.name).exists() else 'recorded in table.json'
+                    state += ' by other code' if record.is_stale(run, entry) else ''
                 else:
+                    step = last_checkpoint(RUNS / run.name) or 0
                     state = f'at step {step} of {run.settings.steps}' if step else 'to be made'
+                if run.name in todo:
                     left.setdefault(run.name, None if seconds is None else seconds * (1 - step / run.settings.steps))
                 states[state] += 1
-            each = 'unknown' if seconds is None else duration(seconds)
+            time_of_run = 'unknown' if seconds is None else duration(seconds)
             text = ', '.join(f'{count} {state}' for state, count in states.items())
-            lines.append(f'{row:{width[0]}}  {column:{width[1]}}  {each:>8} a run   {text}')
+            lines.append(f'{row:{width[0]}}  {column:{width[1]}}  {time_of_run:>8} a run   {text}')
         total = duration(sum(filter(None, left.values())) / jobs)
         lines.append(f'{len(left)} runs to make or to go on with: about {total} with --jobs={jobs}')
         if None in left.values():
@@ -108,43 +144,69 @@ class Command:
         return '\n'.join(lines)
 
     def check(self) -> tuple[bool, str]:
-        """Returns whether all rows were made by the present code, and a text that says which were not.
+        """Returns whether all results are of the present code and settings, and a text that says which are not.
 
-        Raises UserError where there is no table.
+        Raises:
+            UserError: Where there is no table.
         """
-        table_json = self._table_json()
-        if table_json is None:
+        if self._earlier is None:
             raise UserError(f'{self.folder} holds no table.json: make the table first, or name its --workdir.')
-        present = {(run.row, run.column, run.name) for run in self.runs}
+        runs = {_key(run): run for run in self.runs}
         stale: dict[str, list[str]] = {}
         why: dict[str, set[str]] = {}
-        made = record.known(table_json)
-        for cell in table_json['cells']:
-            methods, row = cell['settings']['methods'], cell['row']
-            now = provenance.digest(methods)
-            for run in cell['runs']:
-                other = (row, cell['column'], run['folder']) not in present
-                if 'failure' not in run and (other or run['sources'] != now):
-                    stale.setdefault(row, []).append(run['folder'])
-                    changed = provenance.changed(methods, run['commit'])
-                    why.setdefault(row, set()).update(['settings'] if other else changed or ['code unknown to git'])
+        for key, entry in self._recorded.items():
+            row, _, name = key
+            if key not in runs:
+                changed = ['settings']
+            elif record.is_stale(runs[key], entry):
+                methods = record.methods_of(runs[key])
+                changed = provenance.changed(methods, entry['commit']) or ['code unknown to git']
+            else:
+                continue
+            stale.setdefault(row, []).append(name)
+            why.setdefault(row, set()).update(changed)
         lines = [
-            f'{row}: {len(runs)} runs are stale; changed: {", ".join(sorted(why[row]))}' for row, runs in stale.items()
+            f'{row}: {len(names)} runs are stale; changed: {", ".join(sorted(why[row]))}'
+            for row, names in stale.items()
         ]
-        count = sum(map(len, stale.values()))
-        lines.append(
-            f'{len(made) - count} of {len(made)} results in {self.folder} are of the present code and settings.'
-        )
-        return bool(made) and not stale, '\n'.join(lines)
+        total, count = len(self._recorded), sum(map(len, stale.values()))
+        lines.append(f'{total - count} of {total} results in {self.folder} are of the present code and settings.')
+        if stale:
+            lines.append('The same command with --renew instead of --check makes the others again.')
+        return total > 0 and not stale, '\n'.join(lines)
 
-    def _read(self) -> dict:
-        table_json = self._table_json()
-        try:
-            return {} if table_json is None else record.known(table_json)
-        except (KeyError, TypeError) as error:
-            raise UserError(f'{self.folder}/table.json is none of a table. Name another --workdir.') from error
+    def _entry(self, run: spec.Run) -> dict[str, Any] | None:
+        return record.choose(self.table, run, RUNS, self._recorded, self._renew)
 
-    def _table_json(self) -> dict[str, Any] | None:
+    def _check_nothing_is_lost(self) -> None:
+        """Raises UserError where the table to be written would lack a result whose run folder is gone.
+
+        With --renew a result of other settings may go, as the cell's seed is made again.
+        """
+        present = {_key(run) for run in self.runs}
+        made_again = {(run.row, run.column, run.settings.seed) for run in self.runs} if self._renew else set()
+        lost = [
+            key[2]
+            for key, entry in self._recorded.items()
+            if key not in present and (*key[:2], entry['seed']) not in made_again and not record.finished(RUNS / key[2])
+        ]
+        if lost:
+            raise UserError(
+                f'{self.folder} holds {len(lost)} results that this table has not, such as {lost[0]}, and whose run '
+                'folders are gone: they would be lost. Name another --workdir, or let --renew make those again whose '
+                'settings have changed.'
+            )
+
+    def _write(self, failures: dict[str, str]) -> dict[str, Any]:
+        """Writes the pages and returns the content of table.json, whose commit stays where nothing else changes."""
+        table = self._named | record.collect(self.table, self.runs, RUNS, self._recorded, failures, self._renew)
+        if self._earlier is not None:
+            same_commit = {**table, 'commit': self._earlier['commit']}
+            table = same_commit if json.loads(json.dumps(same_commit)) == self._earlier else table
+        render.write(self.folder, table)
+        return table
+
+    def _read(self) -> dict[str, Any] | None:
         try:
             return json.loads((self.folder / 'table.json').read_text(encoding='utf-8'))
         except FileNotFoundError:
@@ -153,6 +215,18 @@ class Command:
             raise UserError(
                 f'{self.folder}/table.json is damaged: {error}. Remove it or name another --workdir.'
             ) from error
+
+
+def _key(run: spec.Run) -> record.RunKey:
+    return run.row, run.column, run.name
+
+
+def _put_aside(path: pathlib.Path) -> None:
+    """Moves the folder of a finished run, which is to be made again, to runs/stale."""
+    if record.finished(path) is not None:
+        stale = path.parent / 'stale'
+        stale.mkdir(exist_ok=True)
+        path.rename(next(p for i in itertools.count(1) if not (p := stale / f'{path.name}-{i}').exists()))
 
 
 def last_checkpoint(folder: pathlib.Path) -> int | None:

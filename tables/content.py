@@ -27,22 +27,36 @@ SAME = "Nothing of the protocol that is recorded differs from the paper's."
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A cell in plain text, which each format escapes."""
+    """A cell in plain text, which each format escapes.
+
+    Attributes:
+        text: The number.
+        mark: What follows it, never bold.
+        bold: Whether the number is bold.
+        anchor: Name of the cell's details in the page.
+    """
 
     text: str
-    mark: str = ''  # after the text, never bold
+    mark: str = ''
     bold: bool = False
-    anchor: str = ''  # of the cell's details in the page
+    anchor: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A table for one rule, or beside one paper's numbers."""
+    """A table for one rule, or beside one paper's numbers.
+
+    Attributes:
+        name: The rule or the paper.
+        head: First row: what the numbers are, and the columns.
+        rows: Label and cells of the other rows.
+        caption: Sentences.
+    """
 
     name: str
     head: list[str]
-    rows: list[tuple[str, list[Text]]]  # label and cells
-    caption: list[str]  # sentences
+    rows: list[tuple[str, list[Text]]]
+    caption: list[str]
 
 
 def blocks(table: Mapping[str, Any]) -> Iterable[Block]:
@@ -59,22 +73,22 @@ def blocks(table: Mapping[str, Any]) -> Iterable[Block]:
 
 def by_rule(table: Mapping[str, Any], rule: str) -> Block:
     """Returns the table by a rule."""
-    found = report.cells(table, rule)
-    rows = [(row, [_text(table, found, row, column) for column in table['columns']]) for row in table['rows']]
+    cells = report.cells(table, rule)
+    rows = [(row, [_text(table, cells, row, column) for column in table['columns']]) for row in table['rows']]
     caption = [f'{table["title"]}: {quantity(table, rule)}, {_spread(table)}.', BOLD]
     return Block(rule, [quantity(table, rule), *table['columns']], rows, caption + _marks(table, rows))
 
 
 def _beside(table: Mapping[str, Any], paper: Mapping[str, Any]) -> Block:
-    found, keys = report.cells(table, table['shown']), report.compared(table, paper)
+    cells, keys = report.cells(table, table['shown']), report.compared(table, paper)
     flip, spread = bool(table['error']) != bool(paper['error']), False
     columns = [column for column in table['columns'] if column in {key[1] for key in keys}]
-    rows = [(row, []) for row in table['rows'] if row in {key[0] for key in keys}]
+    rows: list[tuple[str, list[Text]]] = [(row, []) for row in table['rows'] if row in {key[0] for key in keys}]
     for row, texts in rows:
         for column in columns:
-            ours, mark = _text(table, found, row, column), ''
+            ours, mark = _text(table, cells, row, column), ''
             if (row, column) in keys:
-                comparison = report.compare(found.get((row, column)), paper['results'][row][column], flip)
+                comparison = report.compare(cells.get((row, column)), paper['results'][row][column], flip)
                 spread = spread or comparison.where is not None
                 notes = [] if comparison.difference is None else [f'{comparison.difference:+.2f}']
                 notes += [comparison.where] if comparison.where else []
@@ -91,14 +105,15 @@ def _beside(table: Mapping[str, Any], paper: Mapping[str, Any]) -> Block:
     return Block(paper['title'], ['ours / paper (ours - paper)', *columns], rows, caption + _marks(table, rows))
 
 
-def _text(table: Mapping[str, Any], found: Mapping[report.Key, report.Cell], row: str, column: str) -> Text:
-    cell = found.get((row, column))
+def _text(table: Mapping[str, Any], cells: Mapping[report.Key, report.Cell], row: str, column: str) -> Text:
+    cell = cells.get((row, column))
     if cell is None:
         return Text('')
     notes = [f'{len(cell.failures)} failed'] if cell.failures else []
     if cell.n:
         text = f'{cell.mean:.2f}' + (f' ± {cell.std:.2f}' if cell.n > 1 else '')
         notes += [f'n={cell.n}'] if cell.n != len(table['seeds']) else []
+        notes += [f'{" and ".join(map(str, cell.devices))} devices'] if len(cell.devices) > 1 else []
     elif len(cell.failures) + len(cell.missing) < len(table['seeds']):
         text = NO_VALUE
     else:
@@ -108,12 +123,14 @@ def _text(table: Mapping[str, Any], found: Mapping[report.Key, report.Cell], row
 
 
 def _marks(table: Mapping[str, Any], rows: list[tuple[str, list[Text]]]) -> list[str]:
-    """Explains the marks that occur."""
+    """Returns sentences that explain the marks that occur."""
     texts, marks = zip(*((cell.text, cell.mark) for _, cells in rows for cell in cells), strict=True)
     explained = {
         f'{MISSING}: no run that has finished.': MISSING in texts,
         f'{NO_VALUE}: the runs have no value by this rule.': NO_VALUE in texts,
         f'n: how many runs have a value, where it is not {len(table["seeds"])}.': any('n=' in mark for mark in marks),
+        'devices: how many a run was made on, where seeds differ in it: sums are rounded differently, and '
+        'runs drift apart.': any('devices' in mark for mark in marks),
         'failed: how many runs ended in an error.': any('failed' in mark for mark in marks),
         'Empty: the row is not run for that column.': '' in texts,
     }
@@ -121,7 +138,7 @@ def _marks(table: Mapping[str, Any], rows: list[tuple[str, list[Text]]]) -> list
 
 
 def _origin(table: Mapping[str, Any]) -> list[str]:
-    """The protocol, the failures and the command."""
+    """Returns sentences of the failures, the protocol and the command."""
     failures = [
         f'Failed: {entry["row"]}, {entry["column"]}, seed {run["seed"]}: {_sentence(run["failure"])}'
         for entry in table['cells']
@@ -163,6 +180,12 @@ def slug(text: str) -> str:
 
 
 def format(cell: Text, escaped: Callable[[str], str], bold: str) -> str:
-    """Returns a cell, bold where it is. escaped: escapes text; bold: such as `**{}**`."""
+    """Returns a cell in a format.
+
+    Args:
+        cell: The cell.
+        escaped: Escapes text.
+        bold: What bold text is put into, such as `**{}**`.
+    """
     text = escaped(cell.text)
     return (bold.format(text) if cell.bold else text) + escaped(cell.mark)

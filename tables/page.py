@@ -1,4 +1,4 @@
-"""The page of a table: its tables, and for each cell its curves, settings and runs, in a file that needs no other.
+"""The page of a table: a plot, its tables, and the details of every cell, in a file that needs no other.
 
 The same content makes the same text; only the pictures' bytes depend on matplotlib's version.
 """
@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tables import content, report
+from tables import content, dots, report
 
 STYLE = """
 :root { color-scheme: light dark; --line: #d5d9e0; --quiet: #5b6472; --target: #fff3c4; --link: #0b57d0; }
@@ -41,9 +41,9 @@ pre { overflow-x: auto; font-size: 0.8rem; }
 
 
 def html(table: Mapping[str, Any]) -> str:
-    """Returns a page that needs no other file: the tables, and for each cell its curves, settings and runs."""
+    """Returns a page that needs no other file: a plot, the tables, and for each cell its curves, settings and runs."""
     first, *others = content.blocks(table)
-    found = {rule: report.cells(table, rule) for rule in report.rules(table)}
+    by_rule = {rule: report.cells(table, rule) for rule in report.rules(table)}
     title = escape(table['title'])
     return '\n'.join(
         [
@@ -52,11 +52,12 @@ def html(table: Mapping[str, Any]) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f'<style>{STYLE}</style></head><body>',
             f'<h1>{title}</h1>',
+            f'<div class="scroll">{dots.svg(table)}</div>',
             *_html_table(first),
             *(line for block in others for line in (_heading(block.name), *_html_table(block))),
             '<h2>Cells</h2>',
             '<p>Curves: each seed (thin), their mean (thick) and standard deviation (band, ddof 1).</p>',
-            *(line for entry in table['cells'] for line in _html_cell(table, entry, found)),
+            *(line for entry in table['cells'] for line in _html_cell(table, entry, by_rule)),
             '</body></html>',
             '',
         ]
@@ -81,7 +82,12 @@ def _html_table(block: content.Block) -> list[str]:
 
 
 def _html_rows(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """head: plain text; rows: elements."""
+    """Returns the lines of a table.
+
+    Args:
+        head: Plain text.
+        rows: HTML elements.
+    """
     heads = ''.join(f'<th scope="col">{escape(text)}</th>' for text in head)
     return [
         '<div class="scroll"><table>',
@@ -91,10 +97,16 @@ def _html_rows(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     ]
 
 
-def _html_cell(table: Mapping[str, Any], entry: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """The details of a cell. found: by rule, the cells."""
+def _html_cell(table: Mapping[str, Any], entry: Mapping[str, Any], by_rule: Mapping[str, Any]) -> list[str]:
+    """Returns the lines of a cell's details.
+
+    Args:
+        table: The table.
+        entry: The cell in its table.json.
+        by_rule: {rule: cells}.
+    """
     row, column = entry['row'], entry['column']
-    cell = {rule: cells[row, column] for rule, cells in found.items()}
+    cell = {rule: cells[row, column] for rule, cells in by_rule.items()}
     keys = ('seconds', 'device', 'commit', 'sources', 'folder', 'failure')
     runs = []
     for run in entry['runs']:

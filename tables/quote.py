@@ -19,8 +19,8 @@ def quote(text: str) -> str:
     """Returns a page with the tables that it quotes as they are in results/."""
 
     def table(match: re.Match) -> str:
-        found = json.loads((ROOT / 'results' / match['name'] / 'table.json').read_text())
-        return '\n'.join([match['begin'], *render.main_table(found, match['rule']), '<!-- end -->'])
+        content = json.loads((ROOT / 'results' / match['name'] / 'table.json').read_text())
+        return '\n'.join([match['begin'], *render.main_table(content, match['rule']), '<!-- end -->'])
 
     def some_rows(match: re.Match) -> str:
         begin, head, line, *rows, end = table(match).splitlines()

@@ -2,7 +2,7 @@
 
     {
       'name': 'digits', 'title': ..., 'command': 'python main.py --config=configs/tables/digits.py',
-      'commit': git commit at which the file was written,
+      'commit': git commit at which the content last changed,
       'rules': [...], 'shown': 'last', 'error': false, 'seeds': [0, 1, 2], 'rows': [label], 'columns': [label],
       'papers': [{'title', 'source', 'protocol': {tag: text}, 'error': true, 'results': {row: {column: '13.81±3.37'}}}],
       'cells': [
@@ -14,22 +14,26 @@
             {
               'seed': 0, 'folder': 'fixmatch-digits-20-8ffd412e',
               'commit': git commit that the run was made at, 'sources': hash of the code that it depends on,
-              'values': {rule: accuracy in [0, 1] or null},   # and others than the table's rules, where there are
-              'seconds': 31.2, 'device': '1 x cpu (x86_64)',
-              'selection': of domain adaptation, what each rule without target labels chooses (train/selection.py),
+              'values': {rule: accuracy in [0, 1] or null},   # also by rules that the table does not print
+              'seconds': 31.2, 'device': '1 x cpu (x86_64)', 'devices': 1,
+              'selection': only in domain adaptation: what each rule without target labels chooses (train/selection.py),
               'curves': {'test_accuracy': [[step, value], ...], 'mask_rate': ..., 'pseudo_label_accuracy': ...}
             },
             {'seed': 1, 'folder': ..., 'failure': 'one line'}
-          ]                                    # of runs that have not been made there is no entry
+          ]                                    # a run that has not been made has no entry
         }
       ]
     }
 
 A row that is not run for a column has no cell there.
+
+A result that is recorded stays as it is: a run folder of the same name may come from other hardware, and differ. Only
+--renew replaces it, and only where other code than the present made it (`choose`).
 """
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -43,30 +47,35 @@ from train import provenance
 from train.settings import Settings
 
 POINTS = 40  # of a curve
+RunKey = tuple[str, str, str]  # row, column, name of the run's folder
 
 
 def collect(
     table: Table,
     runs: Iterable[Run],
     folder: pathlib.Path,
-    before: Mapping[str, dict],
+    recorded: Mapping[RunKey, dict],
     failures: Mapping[str, str],
+    renew: bool = False,
 ) -> dict[str, Any]:
     """Returns the content of table.json but for 'name' and 'command'.
 
-    folder: that of the runs' folders. before: {run: its entry in an earlier table.json}, for those whose folder is
-    not there. failures: {run: why it failed}.
+    Args:
+        table: The table.
+        runs: Its runs.
+        folder: Where the runs' folders are.
+        recorded: Entries of an earlier table.json, see `known`.
+        failures: {name of a run: why it failed}.
+        renew: See `choose`.
     """
     cells: dict[tuple[str, str], dict] = {}
     for run in runs:
         cell = cells.setdefault((run.row, run.column), {'row': run.row, 'column': run.column})
         cell.setdefault('settings', {k: v for k, v in dataclasses.asdict(run.settings).items() if k != 'seed'})
         cell.setdefault('protocol', protocol(table, run.column, run.settings))
-        entry = of_folder(table, run, folder / run.name)
-        if entry:
+        entry = choose(table, run, folder, recorded, renew)
+        if entry and 'curves' not in entry:
             entry['curves'] = _curves(folder / run.name / 'metrics.jsonl')
-        else:
-            entry = before.get((run.row, run.column, run.name))
         if entry is None and run.name in failures:
             entry = {'seed': run.settings.seed, 'folder': run.name, 'failure': failures[run.name]}
         cell.setdefault('runs', []).extend([entry] if entry else [])
@@ -84,8 +93,42 @@ def collect(
     }
 
 
+def choose(
+    table: Table, run: Run, folder: pathlib.Path, recorded: Mapping[RunKey, dict], renew: bool = False
+) -> dict[str, Any] | None:
+    """Returns the entry of a run: the recorded one, else that of its folder, None where there is neither.
+
+    Args:
+        table: The table.
+        run: The run.
+        folder: Where the runs' folders are.
+        recorded: Entries of an earlier table.json, see `known`.
+        renew: Prefer what the present code made: the folder then replaces a recorded result of other code.
+    """
+    both = recorded.get((run.row, run.column, run.name)), of_folder(table, run, folder / run.name)
+    entries = [entry for entry in both if entry is not None]
+    if renew:
+        entries.sort(key=lambda entry: is_stale(run, entry))  # stable: of two alike the recorded one
+    return entries[0] if entries else None
+
+
+def is_stale(run: Run, entry: Mapping[str, Any]) -> bool:
+    """Returns whether the entry of a run was made by other code than the present."""
+    return entry['sources'] != _digest(methods_of(run))
+
+
+def methods_of(run: Run) -> tuple[str, ...]:
+    """Returns the names of the methods that a run uses."""
+    return tuple(provenance.used_methods(dataclasses.asdict(run.settings)))
+
+
+@functools.cache
+def _digest(methods: tuple[str, ...]) -> str:
+    return provenance.digest(methods)
+
+
 def finished(path: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the result of a run, None where it has none yet, or a damaged one."""
+    """Returns the result of a run, None where it has none yet or a damaged one."""
     try:
         return json.loads((path / 'result.json').read_text(encoding='utf-8'))
     except (FileNotFoundError, ValueError):
@@ -95,7 +138,8 @@ def finished(path: pathlib.Path) -> dict[str, Any] | None:
 def of_folder(table: Table, run: Run, path: pathlib.Path) -> dict[str, Any] | None:
     """Returns the entry of a finished run without its curves, None where it is not finished.
 
-    Raises UserError where it has no features evaluated with the column's number of labels.
+    Raises:
+        UserError: Where its features are not evaluated with the column's number of labels.
     """
     result = finished(path)
     if result is None:
@@ -114,15 +158,15 @@ def of_folder(table: Table, run: Run, path: pathlib.Path) -> dict[str, Any] | No
         'commit': result['git_commit'],
         'sources': result.get('sources'),
         'values': {key: value for key, value in values.items() if key not in ('labels', 'start')},
-        # Runs that were one program share its time.
-        'seconds': round(result['seconds'] / result.get('seeds_together', 1), 3),
+        'seconds': round(result['seconds'], 3),
         'device': result['device'],
+        'devices': result.get('devices') or int(result['device'].split()[0]),
         **({'selection': result['selection']} if 'selection' in result else {}),
     }
 
 
-def known(table_json: Mapping[str, Any]) -> dict[tuple[str, str, str], dict]:
-    """Returns {(row, column, run): entry} of the runs that an earlier table.json has results of."""
+def known(table_json: Mapping[str, Any]) -> dict[RunKey, dict]:
+    """Returns the entries of the runs that a table.json has results of."""
     return {
         (cell['row'], cell['column'], run['folder']): run
         for cell in table_json['cells']
@@ -132,7 +176,7 @@ def known(table_json: Mapping[str, Any]) -> dict[tuple[str, str, str], dict]:
 
 
 def protocol(table: Table, column: str, settings: Settings) -> dict[str, str]:
-    """Returns what a result was reached under, in the tags and words of tables/papers.py."""
+    """Returns what a result was reached under, in the tags and words of tables/published."""
     data, model = settings.data, settings.model
     views = [view for name, fields in settings.methods.items() for view in methods.create(name, fields).views()]
     backbone = model['name']
@@ -140,7 +184,7 @@ def protocol(table: Table, column: str, settings: Settings) -> dict[str, str]:
         blocks = model['blocks']
         backbone = f'WRN-{1 + 2 * sum(blocks) + len(blocks)}-{model["width"]}'
     tags = {
-        'augmentation': data.strong['protocol'] if any('.strong' in view for view in views) else 'weak',
+        'augmentation': data.strong['protocol'] if any(view.augmentation == 'strong' for view in views) else 'weak',
         'split': 'all labels' if data.labels < 0 else data.manifest or data.label_protocol,
         'backbone': backbone,
         'weights': str(model.get('pretrained') or ''),
@@ -153,16 +197,16 @@ def protocol(table: Table, column: str, settings: Settings) -> dict[str, str]:
 
 
 def _paper(table: Table, paper: Paper) -> dict[str, Any]:
-    """Returns a paper as it is printed beside a table, with what its protocol says of the table's data set."""
+    """Returns a paper as it is printed beside a table, with its protocol for the table's data set."""
     data = next(iter(table.columns)).split(',')[0]
-    tags = {t: text if isinstance(text, str) else text.get(data, text['']) for t, text in paper.protocol.items()}
+    tags = {tag: text if isinstance(text, str) else text.get(data, text['']) for tag, text in paper.protocol.items()}
     return {**dataclasses.asdict(paper), 'protocol': tags}
 
 
 def _curves(path: pathlib.Path) -> dict[str, list]:
-    """Returns what is drawn of metrics.jsonl, at most POINTS of each curve, the last one among them."""
+    """Returns what is drawn of metrics.jsonl: at most POINTS of each curve, the last point among them."""
     curves: dict[str, list] = {}
-    methods: dict[str, str] = {}  # {curve: the method whose it is}, the first one that has it
+    methods: dict[str, str] = {}  # {curve: the first method that reports it}
     for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):  # the last line, when the run was killed
             row = json.loads(line)
@@ -172,5 +216,5 @@ def _curves(path: pathlib.Path) -> dict[str, list]:
                     continue
                 if methods.setdefault(name, method) == method:
                     curves.setdefault(name, []).append([row['step'], round(value, 4)])
-    every = {name: -(-len(points) // POINTS) for name, points in curves.items()}
-    return {name: points[:: -every[name]][::-1] for name, points in curves.items()}
+    strides = {name: -(-len(points) // POINTS) for name, points in curves.items()}
+    return {name: points[:: -strides[name]][::-1] for name, points in curves.items()}

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from errors import UserError, unknown
-from tables import content, page, report
+from tables import content, dots, page, report
 
 
 def main_table(table: Mapping[str, Any], rule: str | None = None) -> list[str]:
     """Returns the lines of the Markdown table by a rule, by default the one shown, without its caption.
 
-    Raises UserError for a rule that the table does not have.
+    Raises:
+        UserError: For a rule that the table does not have.
     """
     rule = rule or table['shown']
     if rule not in table['rules']:
@@ -26,8 +27,8 @@ def main_table(table: Mapping[str, Any], rule: str | None = None) -> list[str]:
 
 
 def markdown(table: Mapping[str, Any]) -> str:
-    """Returns the tables in Markdown, the one shown first, each between comments and with its caption as a list."""
-    lines = []
+    """Returns a link to the plot and the tables in Markdown, each between comments and with its caption as a list."""
+    lines = [f'![{_escape_markdown(table["title"])}, a dot plot](dots.svg)', '']
     for block in content.blocks(table):
         lines += [
             f'<!-- {content.slug(table["name"])} {content.slug(block.name)} -->',
@@ -61,7 +62,7 @@ def latex(table: Mapping[str, Any]) -> str:
 
 
 def csv(table: Mapping[str, Any]) -> str:
-    """Returns a line for each run and rule; the accuracy is in [0, 1], and empty for a run that failed or has none."""
+    """Returns a line for each run and rule. The accuracy is in [0, 1], empty where there is none."""
     file = io.StringIO()
     writer = csv_lib.writer(file, lineterminator='\n')
     writer.writerow(('row', 'column', 'rule', 'seed', 'accuracy', 'seconds', 'commit', 'folder'))
@@ -75,24 +76,19 @@ def csv(table: Mapping[str, Any]) -> str:
 
 
 def write(folder: str | os.PathLike, table: Mapping[str, Any]) -> None:
-    """Writes table.md, table.tex, table.csv, table.json and index.html, each whole or not at all.
+    """Writes the PAGES of a table, each whole or not at all.
 
-    Raises UserError where the folder cannot be written to.
+    Raises:
+        UserError: Where the folder cannot be written to.
     """
     folder = pathlib.Path(folder)
-    pages = {
-        'table.md': markdown(table),
-        'table.tex': latex(table),
-        'table.csv': csv(table),
-        'table.json': _json(table) + '\n',
-        'index.html': page.html(table),
-    }
-    temporary = {name: folder / f'.{name}.new' for name in pages}
+    texts = {name: make(table) for name, make in PAGES.items()}
+    temporary = {name: folder / f'.{name}.new' for name in texts}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in pages.items():
+        for name, text in texts.items():
             temporary[name].write_text(text, encoding='utf-8')
-        for name in pages:
+        for name in texts:
             os.replace(temporary[name], folder / name)
     except OSError as error:
         for path in temporary.values():
@@ -161,8 +157,13 @@ def _escape_latex(text: str) -> str:
 # JSON
 
 
+def json_text(table: Mapping[str, Any]) -> str:
+    """Returns the content itself."""
+    return _json(table) + '\n'
+
+
 def _json(value: Any, indent: str = '\n') -> str:
-    """Indented, but lists without dicts, such as curves, on one line."""
+    """Returns indented JSON, with lists that hold no dicts, such as curves, on one line."""
     inner = indent + ' '
     if isinstance(value, Mapping) and value:
         entries = (f'{inner}{json.dumps(key)}: {_json(entry, inner)}' for key, entry in value.items())
@@ -170,3 +171,13 @@ def _json(value: Any, indent: str = '\n') -> str:
     if isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
         return '[' + ','.join(inner + _json(entry, inner) for entry in value) + indent + ']'
     return json.dumps(value, ensure_ascii=False)
+
+
+PAGES = {
+    'table.md': markdown,
+    'table.tex': latex,
+    'table.csv': csv,
+    'table.json': json_text,
+    'dots.svg': dots.svg,
+    'index.html': page.html,
+}

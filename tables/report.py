@@ -5,6 +5,7 @@ They are accuracies or, with table['error'], error rates: 100 less the accuracy,
 
 import dataclasses
 import decimal
+import math
 import re
 import statistics
 from collections.abc import Collection, Mapping, Sequence
@@ -23,12 +24,21 @@ Key = tuple[str, str]  # row, column
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What the runs of a row and column come to by one rule."""
+    """The results of a row and column by one rule.
 
-    values: Mapping[int, float]  # by seed, of the runs that have one
-    failures: Mapping[int, str]  # by seed, why the run failed
-    missing: tuple[int, ...]  # seeds that have not been run
-    bold: bool = False  # better than the rest of its column by more than the spread, see `cells`
+    Attributes:
+        values: {seed: value}, of the runs that have one.
+        failures: {seed: why the run failed}.
+        missing: Seeds that have not been run.
+        bold: Whether it is better than the rest of its column by more than the spread, see `cells`.
+        devices: Numbers of devices that the runs with a value were made on.
+    """
+
+    values: Mapping[int, float]
+    failures: Mapping[int, str]
+    missing: tuple[int, ...]
+    bold: bool = False
+    devices: tuple[int, ...] = ()
 
     @property
     def n(self) -> int:
@@ -36,9 +46,9 @@ class Cell:
         return len(self.values)
 
     @property
-    def mean(self) -> float | None:
-        """Over the seeds, None without a value."""
-        return statistics.fmean(self.values.values()) if self.values else None
+    def mean(self) -> float:
+        """Over the seeds, NaN without a value."""
+        return statistics.fmean(self.values.values()) if self.values else math.nan
 
     @property
     def std(self) -> float | None:
@@ -48,13 +58,21 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A cell beside a paper's number."""
+    """A cell beside a paper's number.
 
-    paper: str  # the number as the table prints it, with the paper's decimals
+    Attributes:
+        paper: The number as the table prints it, with the paper's decimals.
+        mean: The paper's mean.
+        std: The paper's standard deviation, None where it gives none.
+        difference: Ours less the paper's, None without ours.
+        where: 'inside' the paper's spread or 'outside', None without ours or without a spread.
+    """
+
+    paper: str
     mean: float
-    std: float | None  # None where the paper gives none
-    difference: float | None  # ours less the paper's; None without ours
-    where: str | None  # 'inside' the paper's spread or 'outside'; None without ours or without a spread
+    std: float | None
+    difference: float | None
+    where: str | None
 
 
 def cells(table: Mapping[str, Any], rule: str) -> dict[Key, Cell]:
@@ -64,30 +82,35 @@ def cells(table: Mapping[str, Any], rule: str) -> dict[Key, Cell]:
     or more in common with it, and there is one: by a two-sided paired t-test over the common seeds, p < 0.05. Where the
     difference is the same on three seeds or more there is no spread to exceed and it counts, unless it is 0.
     """
-    found = {}
+    results = {}
     for entry in table['cells']:
-        values, failures = {}, {}
+        values, failures, devices = {}, {}, set()
         for run in entry['runs']:
             if 'failure' in run:
                 failures[run['seed']] = run['failure']
             elif (value := run['values'].get(rule)) is not None:
                 values[run['seed']] = 100 * (1 - value if table['error'] else value)
+                devices |= {run['devices']} if 'devices' in run else set()
         made = {run['seed'] for run in entry['runs']}
         missing = tuple(seed for seed in table['seeds'] if seed not in made)
-        found[entry['row'], entry['column']] = Cell(values, failures, missing)
+        cell = Cell(values, failures, missing, devices=tuple(sorted(devices)))
+        results[entry['row'], entry['column']] = cell
     sign = -1 if table['error'] else 1
     for column in table['columns']:
-        rivals = {key: cell for key, cell in found.items() if key[1] == column and cell.n}
-        best = max(rivals, key=lambda key: sign * rivals[key].mean, default=None)
+        rivals = {key: cell for key, cell in results.items() if key[1] == column and cell.n}
+        if not rivals:
+            continue
+        means = {key: sign * cell.mean for key, cell in rivals.items()}
+        best = max(means, key=means.__getitem__)
         tests = [_better(rivals[best].values, rivals[key].values, sign) for key in rivals if key != best]
         tests = [test for test in tests if test is not None]
         if tests and all(tests):
-            found[best] = dataclasses.replace(found[best], bold=True)
-    return found
+            results[best] = dataclasses.replace(results[best], bold=True)
+    return results
 
 
 def _better(ours: Mapping[int, float], theirs: Mapping[int, float], sign: int) -> bool | None:
-    """Whether ours are significantly better (sign 1: larger); None with less than two seeds in common."""
+    """Returns whether ours are significantly better (sign 1: larger), None with less than two seeds in common."""
     seeds = [seed for seed in ours if seed in theirs]
     if len(seeds) < 2:
         return None
@@ -107,9 +130,15 @@ def rules(table: Mapping[str, Any]) -> list[str]:
 
 
 def compare(cell: Cell | None, text: str, flip: bool = False) -> Comparison:
-    """Compares a cell, None where there is none, with a paper's number such as '13.81±3.37' or '74.1'.
+    """Compares a cell with a paper's number.
 
-    flip: whether one is an accuracy and the other an error rate. Raises UserError for another kind of text.
+    Args:
+        cell: Ours, None where there is none.
+        text: The paper's number, such as '13.81±3.37' or '74.1'.
+        flip: Whether one is an accuracy and the other an error rate.
+
+    Raises:
+        UserError: For another kind of text.
     """
     match = re.fullmatch(r'(\d+(?:\.\d+)?)(?:\s*±\s*(\d+(?:\.\d+)?))?', text.strip())
     if not match:
@@ -126,16 +155,16 @@ def compare(cell: Cell | None, text: str, flip: bool = False) -> Comparison:
 def protocol(table: Mapping[str, Any], keys: Collection[Key] | None = None) -> dict[str, str]:
     """Returns the protocol of the cells, or of those with these keys: for each tag the text that they agree on.
 
-    Where they do not, it is each text with the columns that it belongs to, with the rows, or, if cells differ within
-    both, all of the texts.
+    Where they do not agree, it is each text with its columns, or with its rows, or, if cells differ within both, all of
+    the texts.
     """
-    found: dict[str, dict[Key, str]] = {}
+    by_tag: dict[str, dict[Key, str]] = {}
     for entry in table['cells']:
         key = entry['row'], entry['column']
         if keys is None or key in keys:
             for tag, text in entry['protocol'].items():
-                found.setdefault(tag, {})[key] = text
-    return {tag: _collapse(texts) for tag, texts in found.items()}
+                by_tag.setdefault(tag, {})[key] = text
+    return {tag: _collapse(texts) for tag, texts in by_tag.items()}
 
 
 def _collapse(texts: Mapping[Key, str]) -> str:
@@ -158,7 +187,7 @@ def compared(table: Mapping[str, Any], paper: Mapping[str, Any]) -> list[Key]:
 def differences(table: Mapping[str, Any], paper: Mapping[str, Any]) -> list[str]:
     """Returns what differs from the paper's protocol in the cells that it has numbers for.
 
-    Each is like 'steps: ours 2000, paper 1048576'; what the paper's protocol does not say is not compared.
+    A difference reads 'steps: ours 2000, paper 1048576'. What the paper's protocol does not say is not compared.
     """
     ours = protocol(table, compared(table, paper))
     return [
@@ -169,9 +198,10 @@ def differences(table: Mapping[str, Any], paper: Mapping[str, Any]) -> list[str]
 
 
 def band(curves: Sequence[Sequence[tuple[int, float | None]]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the steps that all curves have a value at, and there their mean and standard deviation.
+    """Returns the steps at which all curves have a value, and the mean and standard deviation (ddof 1) there.
 
-    curves: of [step, value]; values that are None or not finite do not count. ddof is 1; the deviation of one is 0.
+    Args:
+        curves: Lists of [step, value]. Values that are None or not finite do not count. One curve has a deviation of 0.
     """
     by_step = [{step: value for step, value in curve if value is not None and np.isfinite(value)} for curve in curves]
     steps = sorted(set.intersection(*map(set, by_step))) if by_step else []

@@ -1,4 +1,4 @@
-"""Makes the runs of a table that are not there yet, several at once, each cell's in a process of its own."""
+"""Makes runs of a table, several cells at once, each cell in a process of its own."""
 
 import concurrent.futures
 import contextlib
@@ -14,10 +14,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tables import record
 from tables.spec import Run, Table
 from tables.worker import Task
 from train import provenance
@@ -33,20 +32,6 @@ class Stopped(Exception):
         self.signal_number = signal_number
 
 
-def unfinished(runs: Iterable[Run], folder: pathlib.Path, before: Iterable[tuple[str, str, str]]) -> list[list[Run]]:
-    """Returns what is left to be made, once each, the seeds of a cell together.
-
-    folder: of the runs' folders. before: (row, column, run) of results that an earlier table.json has.
-    """
-    before, cells, seen = set(before), {}, set()
-    for run in runs:
-        if run.name in seen or (run.row, run.column, run.name) in before or record.finished(folder / run.name):
-            continue
-        seen.add(run.name)
-        cells.setdefault((run.row, run.column), []).append(run)
-    return list(cells.values())
-
-
 def make(
     cells: Sequence[list[Run]],
     folder: pathlib.Path,
@@ -54,14 +39,21 @@ def make(
     tell: Callable[[Run, str | None], None],
     jobs: int = 1,
     gpus: Sequence[str] = (),
-    together: bool | None = None,
     data_dir: str | None = None,
 ) -> None:
-    """Makes the runs of cells, `jobs` cells at a time, and calls tell(run, why it failed) after each run.
+    """Makes the runs of cells.
 
-    folder: of the runs' folders. logs: folder for what the processes print, a file for each cell.
-    gpus: CUDA's numbers of those to use, in turn. together: see Task.
-    Raises Stopped after SIGTERM or Ctrl-C.
+    Args:
+        cells: Runs to be made, the seeds of a cell in one list.
+        folder: Where the runs' folders are.
+        logs: Folder for what the processes print, a file for each cell.
+        tell: Called after each run with the run and why it failed, None where it did not.
+        jobs: Number of cells to make at once.
+        gpus: CUDA's numbers of the GPUs to use, in turn.
+        data_dir: Where the data sets are prepared, None for the usual place.
+
+    Raises:
+        Stopped: After SIGTERM or Ctrl-C.
     """
     processes: set[subprocess.Popen] = set()
     stopped: list[int] = []
@@ -82,7 +74,7 @@ def make(
         slot = slots.get()
         try:
             _cell({run.name: run for run in runs}, slot)
-        except BaseException as error:  # whatever it is, the others are not to go on without anybody who listens
+        except BaseException as error:  # whatever it is, the other cells must not go on with nobody to read them
             broken.append(error)
             stop(signal.SIGTERM)
         finally:
@@ -96,11 +88,13 @@ def make(
                     _wait_for_memory(processes)
                     process = _start(slot, jobs, gpus, log)
                     processes.add(process)
-                if stopped:  # since it was asked
+                assert process.stdin is not None  # both are pipes
+                assert process.stdout is not None
+                if stopped:  # since the loop asked
                     _stop(process)
                 settings = [run.settings for run in left.values()]
                 folders = [folder / name for name in left]
-                task = Task(settings, folders, data_dir, together, _cores(slot, jobs), bool(gpus))
+                task = Task(settings, folders, data_dir, _cores(slot, jobs), bool(gpus))
                 with contextlib.suppress(OSError, ValueError):  # it has died or been stopped
                     pickle.dump(task, process.stdin)
                     process.stdin.flush()
@@ -113,7 +107,7 @@ def make(
             with contextlib.suppress(OSError):
                 process.stdin.close()
             if left and not stopped:
-                # It died over the first that it has not told of. The others are not to suffer for it.
+                # It died in the first run that it did not report. The loop makes the others in a new process.
                 with telling:
                     tell(left.pop(next(iter(left))), f'{_death(process.returncode)}, see {path}')
 
@@ -132,18 +126,24 @@ def make(
         raise Stopped(stopped[0])
 
 
-def seconds(table: Table, run: Run, known: dict[tuple[str, str], list[float]]) -> float | None:
-    """Returns how long a run is estimated to take; None where nothing is known.
+def seconds(table: Table, run: Run, measured: Mapping[tuple[str, str], list[float]]) -> float | None:
+    """Estimates how long a run takes: as its cell, its column, its row, the table's own estimate, or any other run.
 
-    known: {(row, column): seconds of the runs that have been made}.
+    Args:
+        table: The table that the run is of.
+        run: The run.
+        measured: {(row, column): seconds of the runs that have been made}.
+
+    Returns:
+        Seconds, None where nothing is known.
     """
-    of_row = [s for (row, _), each in known.items() if row == run.row for s in each]
-    of_column = [s for (_, column), each in known.items() if column == run.column for s in each]
+    row = [s for (name, _), times in measured.items() if name == run.row for s in times]
+    column = [s for (_, name), times in measured.items() if name == run.column for s in times]
     stated = table.columns[run.column].seconds_per_step * run.settings.steps
-    every = [s for each in known.values() for s in each]
-    for found in (known.get((run.row, run.column)), of_column, of_row, [stated] if stated else [], every):
-        if found:
-            return statistics.median(found)
+    everything = [s for times in measured.values() for s in times]
+    for times in (measured.get((run.row, run.column)), column, row, [stated] if stated else [], everything):
+        if times:
+            return statistics.median(times)
     return None
 
 
@@ -161,32 +161,33 @@ def _start(slot: int, jobs: int, gpus: Sequence[str], log) -> subprocess.Popen:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
-        start_new_session=True,  # Ctrl-C is passed on once, by `stop`
+        start_new_session=True,  # Ctrl-C reaches it once, through `stop`
     )
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """Has a worker save and end: by the signal, and by the end of its input for one that comes at a bad moment."""
+    """Makes a worker save and end: by the signal, and by the end of its input in case that it misses the signal."""
     process.send_signal(signal.SIGTERM)
+    assert process.stdin is not None  # a pipe
     with contextlib.suppress(OSError, ValueError):
         process.stdin.close()
 
 
 def _cores(slot: int, jobs: int) -> list[int]:
-    """Returns the logical CPUs of a job: a share of those that this process may use, and at least one."""
+    """Returns the logical CPUs of a job: its share of those that this process may use, at least one."""
     cores = sorted(os.sched_getaffinity(0))
     return cores[slot::jobs] or [cores[slot % len(cores)]]
 
 
 def _wait_for_memory(processes: set[subprocess.Popen]) -> None:
-    """Waits, while others are at work, until there is room for the largest process seen so far."""
+    """Waits, while other processes work, until there is room for the largest process seen so far."""
     peak = max(LEAST_MEMORY, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
     while processes and _available() < peak:
         time.sleep(1)
 
 
 def _available() -> int:
-    """Bytes of memory that are free."""
+    """Returns the bytes of memory that are free."""
     with open('/proc/meminfo') as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith('MemAvailable'))
 

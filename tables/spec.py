@@ -17,43 +17,74 @@ from train.settings import Settings
 
 RULES = ('last', 'median_last_20', 'selected', 'best_on_test')
 EVALUATIONS = ('neighbours', 'linear_probe', 'finetune')  # of features learned without labels, train/transfer.py
-CONFIGS = [module.name for module in pkgutil.iter_modules(configs.__path__) if module.name not in ('common', 'tables')]
+CONFIGS = [
+    module.name
+    for module in pkgutil.iter_modules(configs.__path__)
+    if module.name not in ('common', 'data_sets', 'tables')
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A method: its config and what differs from it."""
+    """A method: its config and what differs from it.
 
-    config: str  # file in configs/, without .py
-    arg: str = ''  # after the colon, beside the column's
-    overrides: tuple[str, ...] = ()  # 'name=value', as --config.name=value would
-    columns: tuple[str, ...] = ()  # the only ones that it is run for; () for all
-    start: str = 'pretrained'  # in a table of features: those learned, or 'random' for the same network untrained
+    Attributes:
+        config: File in configs/, without .py.
+        arg: What comes after the colon, behind the column's.
+        overrides: 'name=value', as --config.name=value would set it.
+        columns: The only columns that it is run for, () for all.
+        start: In a table of features: 'pretrained' for those learned, 'random' for the same network untrained.
+    """
+
+    config: str
+    arg: str = ''
+    overrides: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    start: str = 'pretrained'
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A setting: data and number of labels, or two domains."""
+    """A setting: data and number of labels, or two domains.
 
-    arg: str  # after the colon, before the row's
+    Attributes:
+        arg: What comes after the colon, before the row's.
+        overrides: 'name=value', as --config.name=value would set it.
+        transfer: In a table of features: number of labels that they are evaluated with.
+        seconds_per_step: Estimate for a run before one has been measured, see Table.cost.
+    """
+
+    arg: str
     overrides: tuple[str, ...] = ()
-    transfer: int = 0  # in a table of features: number of labels that they are evaluated with
-    seconds_per_step: float = 0.0  # that a run is estimated to take before one has been measured, see Table.cost
+    transfer: int = 0
+    seconds_per_step: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Everything that a table is."""
+    """Everything that a table is.
+
+    Attributes:
+        title: Its title.
+        rows: {label: row}.
+        columns: {label: column}.
+        seeds: Those that every cell is run with.
+        overrides: 'name=value', applied last, to all runs.
+        shown: One of RULES, in a table of features one of EVALUATIONS. All of them are stored.
+        error: Whether to print error rates, as the papers it is compared with do, and not accuracies.
+        papers: Files of tables/published whose numbers are printed beside.
+        cost: What the columns' `seconds_per_step` are based on.
+    """
 
     title: str
     rows: Mapping[str, Row]
     columns: Mapping[str, Column]
     seeds: tuple[int, ...] = (0, 1, 2)
-    overrides: tuple[str, ...] = ()  # of all runs, the last to be applied
-    shown: str = 'last'  # one of RULES, in a table of features of EVALUATIONS; all of them are stored
-    error: bool = False  # print error rates, as the papers it is compared with do, and not accuracies
-    papers: tuple[str, ...] = ()  # of tables/papers.py, whose numbers are printed beside
-    cost: str = ''  # what the columns' `seconds_per_step` are based on
+    overrides: tuple[str, ...] = ()
+    shown: str = 'last'
+    error: bool = False
+    papers: tuple[str, ...] = ()
+    cost: str = ''
 
     def __post_init__(self):
         if len({bool(column.transfer) for column in self.columns.values()}) > 1:
@@ -78,13 +109,19 @@ class Table:
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """What can be shown."""
+        """The rules that can be shown."""
         return EVALUATIONS if any(column.transfer for column in self.columns.values()) else RULES
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of a table. Two rows or columns may be evaluations of the same run, whose folder is then the same."""
+    """One run of a table. Two rows or columns may be evaluations of the same run, whose folder is then the same.
+
+    Attributes:
+        row: Label.
+        column: Label.
+        settings: Of the run.
+    """
 
     row: str
     column: str
@@ -97,16 +134,24 @@ class Run:
 
 
 def from_config(config: ConfigDict) -> Table:
-    """Turns a config into a Table. Raises UserError for a key that nothing reads or that is missing."""
+    """Turns a config into a Table.
+
+    Raises:
+        UserError: For a key that nothing reads or that is missing.
+    """
     values = config.to_dict()
     for key, cls in (('rows', Row), ('columns', Column)):
-        each = values.get(key, {})
-        values[key] = {name: build(cls, f'setting of {key}.{name}', entry) for name, entry in each.items()}
+        entries = values.get(key, {})
+        values[key] = {name: build(cls, f'setting of {key}.{name}', entry) for name, entry in entries.items()}
     return build(Table, 'setting of a table', values)
 
 
 def expand(table: Table) -> Iterator[Run]:
-    """Yields the runs of a table, row by row. Raises UserError for a setting that does not exist."""
+    """Yields the runs of a table, row by row.
+
+    Raises:
+        UserError: For a setting that does not exist.
+    """
     for row_name, row in table.rows.items():
         module = importlib.import_module(f'configs.{row.config}')
         for column_name, column in table.columns.items():
@@ -121,10 +166,10 @@ def expand(table: Table) -> Iterator[Run]:
 
 
 def _override(config: ConfigDict, text: str) -> None:
-    """Does what --config.TEXT would."""
+    """Sets what --config.TEXT would set."""
     key, equals, value = text.partition('=')
     if not equals:
-        raise UserError(f"The table's override '{text}' cannot be applied: it is no name=value.")
+        raise UserError(f"The table's override '{text}' cannot be applied: write name=value.")
     with contextlib.suppress(SyntaxError, ValueError):  # a string
         value = ast.literal_eval(value)
     try:

@@ -1,7 +1,7 @@
 """Makes runs in a process of its own: `python -m tables.worker`, started by tables/runner.py, never by hand.
 
 Reads a pickled Task from standard input, stops where that is closed (its parent has died), and writes a JSON line to
-standard output for each run that ended. Everything else goes to standard error.
+standard output for each run that has ended. Everything else goes to standard error.
 """
 
 import dataclasses
@@ -22,18 +22,25 @@ from train.settings import Settings
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Runs that differ by their seed only, to be made by one process."""
+    """Runs that differ by their seed only, to be made one after the other by one process, which compiles once.
+
+    Attributes:
+        settings: Those of each run.
+        folders: The folder of each run.
+        data_dir: Where the data sets are prepared, None for the usual place.
+        cores: Logical CPUs that the process may use.
+        gpu: Whether it must use a GPU.
+    """
 
     settings: list[Settings]
     folders: list[pathlib.Path]
     data_dir: str | None
-    together: bool | None  # as one program (train.loop.run_seeds); None: where there is a GPU
-    cores: list[int]  # that it may use
-    gpu: bool  # one is to be used
+    cores: list[int]
+    gpu: bool
 
 
 def main() -> None:
-    """Does what standard input says."""
+    """Makes the runs of the Task in standard input."""
     task: Task = pickle.load(sys.stdin.buffer)
     os.sched_setaffinity(0, task.cores)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
@@ -51,13 +58,7 @@ def main() -> None:
     mesh.configure()
     if task.gpu and jax.default_backend() == 'cpu':
         raise SystemExit('JAX finds no GPU: look at the numbers of --gpus, and at requirements-cuda.txt.')
-    together = jax.default_backend() != 'cpu' if task.together is None else task.together
     try:
-        if together and len(task.settings) > 1:
-            try:
-                loop.run_seeds(task.settings, task.folders, task.data_dir)
-            except Exception:  # too little memory, one that fails, different steps: each is made by itself below
-                traceback.print_exc()
         for settings, folder in zip(task.settings, task.folders, strict=True):
             try:
                 _run(settings, folder, task.data_dir)
@@ -74,12 +75,12 @@ def main() -> None:
 
 
 def _run(settings: Settings, folder: pathlib.Path, data_dir: str | None) -> None:
-    """Makes a run. Where another table is making it, waits and takes what that has made."""
-    from train import loop, run_folder
+    """Makes a run. Where another process is making it, waits for that and takes its result."""
+    from train import experiment, run_folder
 
     while True:
         try:
-            loop.run(settings, folder, data_dir)
+            experiment.run(settings, folder, data_dir)
         except run_folder.Busy:
             time.sleep(5)
         else:
@@ -89,7 +90,7 @@ def _run(settings: Settings, folder: pathlib.Path, data_dir: str | None) -> None
 def _stop_with_parent() -> None:
     while os.read(0, 4096):
         pass
-    while True:  # a run that is all but over lets a signal go by
+    while True:  # a run at its very end does not notice a signal
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
 

@@ -1,5 +1,6 @@
 """Two CPU devices for every test, as on a machine with two cores, and a network small enough to compile fast."""
 
+import contextlib
 import importlib
 import os
 import pathlib
@@ -17,8 +18,11 @@ import pytest
 
 import configs
 from train import settings as settings_lib
+from train.streams import Streams
 
-CONFIGS = sorted(p.stem for p in pathlib.Path(configs.__path__[0]).glob('*.py') if p.stem not in ('common', '__init__'))
+CONFIGS = sorted(
+    p.stem for p in pathlib.Path(configs.__path__[0]).glob('*.py') if p.stem not in ('common', 'data_sets')
+)
 
 TINY = {
     'batch_size': 4,
@@ -48,6 +52,31 @@ def make_settings():
 def data_dir(tmp_path_factory) -> str:
     """Returns a folder in which the data sets of the tests are prepared."""
     return str(tmp_path_factory.mktemp('tensorflow_datasets'))
+
+
+class Died(BaseException):
+    """Ends a run in the middle of the loop, as nothing that the loop handles would."""
+
+
+@pytest.fixture
+def dies_at(monkeypatch):
+    """Returns a function: step -> context in which a run must die when it draws the batch of that step."""
+
+    @contextlib.contextmanager
+    def at(last: int):
+        draw = Streams.batch
+
+        def batch(self, stream, seed, step, size):
+            if step == last:
+                raise Died
+            return draw(self, stream, seed, step, size)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Streams, 'batch', batch)
+            with pytest.raises(Died):
+                yield
+
+    return at
 
 
 @pytest.fixture

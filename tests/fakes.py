@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from methods.base import DataSpec, Inputs
+from methods.base import LABELED_ROTATED, ROTATED, DataSpec, Inputs, View
 from models import mlp
 
 NUM_CLASSES = 3
@@ -15,14 +15,14 @@ IMAGE_SHAPE = (4, 4, 1)
 LABELS = np.int32([0, 1, 2, 0, 1])  # of the whole labeled pool
 SPEC = DataSpec(NUM_CLASSES, IMAGE_SHAPE, LABELS, num_unlabeled=7, batch_sizes={'labeled': 2, 'unlabeled': 4})
 INDICES = {'labeled': np.int32([3, 1]), 'unlabeled': np.int32([5, 0, 2, 6])}
-VIEWS = [f'{s}.{a}{n}' for s in ('labeled', 'unlabeled') for a in ('weak', 'strong') for n in ('', *range(2, 10))]
-VIEWS += ['labeled.rotated', 'unlabeled.rotated']
+VIEWS = [View(s, a, n) for s in ('labeled', 'unlabeled') for a in ('weak', 'strong') for n in range(1, 10)]
+VIEWS += [LABELED_ROTATED, ROTATED]
 
 
 def images(seed: int = 0) -> dict[str, np.ndarray]:
     """Returns every view that a method can ask for, float32 `[n, H, W, C]` in [-1, 1]."""
     rng = np.random.default_rng(seed)
-    sizes = {view: SPEC.batch_sizes[view.split('.')[0]] * (4 if 'rotated' in view else 1) for view in VIEWS}
+    sizes = {view: SPEC.batch_sizes[view.stream] * (4 if view.augmentation == 'rotated' else 1) for view in VIEWS}
     return {view: rng.uniform(-1, 1, (size, *IMAGE_SHAPE)).astype(np.float32) for view, size in sizes.items()}
 
 
@@ -50,7 +50,7 @@ def network(params, images) -> dict:
     }
 
 
-def forward(params, images) -> tuple[dict, dict]:
+def forward(params, images, draw='') -> tuple[dict, dict]:
     """`Inputs.forward` of that network; its 'running statistics' are the mean image."""
     return network(params, images), {'mean': jnp.mean(images, axis=0)}
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import methods
-from methods.base import JOINT, Inputs, Method
+from methods.base import JOINT, STRONG, Inputs, Method
 from train import mesh as mesh_lib
 from train import step as step_lib
 from train.checkpoint import Checkpoints
 from train.streams import Streams
 
-UNLABELED = [n for n in methods.names() if any(v.startswith('unlabeled') for v in methods.create(n, {}).views())]
+UNLABELED = [n for n in methods.names() if any(v.stream == 'unlabeled' for v in methods.create(n, {}).views())]
 # Values that let an untrained network's pseudo-labels through, for whichever field of a method has such a name.
 LET_THROUGH = {'threshold': 0.0, 'rho_min': 10.0, 'warm_up': 0.0}
 # Networks of a method's own that are quick.
@@ -48,7 +48,7 @@ def warm_state(method: Method, inputs: Inputs):
 
 def without_labeled_images(method: Method, **changes) -> Inputs:
     """Inputs whose labeled images are black, so that a linear network has no gradient from them."""
-    views = {view: x * (not view.startswith('labeled')) for view, x in fakes.images().items()}
+    views = {view: x * (view.stream != 'labeled') for view, x in fakes.images().items()}
     return fakes.inputs(method, views=views, **changes)
 
 
@@ -113,7 +113,7 @@ def other_value(default):
     return {'joint': 'no_grad', 'strong': 'weak', 'weak': 'strong', 'logits': 'features'}[default]
 
 
-def centred(params, images):
+def centred(params, images, draw=''):
     """A forward pass that depends on the batch, as batch norm's does."""
     return fakes.forward(params, images - images.mean(0))
 
@@ -127,7 +127,7 @@ def outcome(method: Method) -> list:
         scale = (1.0, 0.3, 3.0, 0.1, 0.6)[i % 5]
         inputs = fakes.inputs(method, seed=i, progress=progress, scale=scale, forward=centred)
         if i in (3, 5, 7):
-            p = jax.nn.softmax(i / 3 * inputs.images['unlabeled.strong'].reshape(4, 16)[:, :3])
+            p = jax.nn.softmax(i / 3 * inputs.images[STRONG].reshape(4, 16)[:, :3])
             state = method.relabel(state, jnp.concatenate([p, p[:3]]), jnp.int32(i - 2))
         result = method.loss(inputs, state)
         state = result.state
@@ -310,8 +310,8 @@ def test_a_method_adds_up_with_rotation_and_supervised_terms(prepared):
         'supervised': methods.create('supervised', {}),
         'rotation': methods.create('rotation', {}),
     }
-    heads = {**prepared.trainer.model.module.heads, 'rotation': (4,)}
-    model = dataclasses.replace(prepared.trainer.model, module=prepared.trainer.model.module.copy(heads=heads))
+    heads = {**prepared.trainer.model.network.heads, 'rotation': (4,)}
+    model = dataclasses.replace(prepared.trainer.model, network=prepared.trainer.model.network.copy(heads=heads))
     trainer = dataclasses.replace(prepared.trainer, methods=chosen, model=model)
     batch = prepared.streams.batches(trainer.batch_sizes, 0, 0)
     state = jax.eval_shape(lambda: step_lib.init(trainer, batch))

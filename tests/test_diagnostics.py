@@ -1,22 +1,25 @@
 """What the log says of pseudo-labels, and when it warns."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from train import diagnostics, loop
+from methods.base import LABELED, ROTATED, STRONG
+from train import diagnostics
+from train import run as run_lib
 
 
 def test_histogram_is_described_by_entropy_and_largest_class():
     counts = np.array([1.0, 0.0, 6.5, 2.5])
-    described = diagnostics.of_histogram(counts)
+    described = diagnostics.describe_histogram(counts)
     assert described['entropy'] == pytest.approx(scipy.stats.entropy(counts))
     assert (described['top_class'], described['top_class_share']) == (2, pytest.approx(0.65))
-    assert diagnostics.of_histogram(np.full(10, 3.0))['entropy'] == pytest.approx(np.log(10))
-    assert diagnostics.of_histogram(np.array([0.0, 5.0]))['entropy'] == 0
-    assert set(diagnostics.of_histogram(np.zeros(3)).values()) == {None}
+    assert diagnostics.describe_histogram(np.full(10, 3.0))['entropy'] == pytest.approx(np.log(10))
+    assert diagnostics.describe_histogram(np.array([0.0, 5.0]))['entropy'] == 0
+    assert set(diagnostics.describe_histogram(np.zeros(3)).values()) == {None}
 
 
 def follow(rows, caplog, **options):
@@ -52,8 +55,8 @@ def test_a_second_stretch_is_reported_again(caplog):
 
 
 def test_a_loss_that_begins_later_by_design_is_not_reported_before(caplog):
-    assert not follow([loss(0.0)] * 20, caplog, begins={'uda': 40})
-    assert len(follow([loss(0.0)] * 40, caplog, begins={'uda': 40})) == 1
+    assert not follow([loss(0.0)] * 20, caplog, silent_steps={'uda': 40})
+    assert len(follow([loss(0.0)] * 40, caplog, silent_steps={'uda': 40})) == 1
 
 
 def test_one_class_with_nearly_all_pseudo_labels_is_reported_with_what_to_try(caplog):
@@ -67,24 +70,23 @@ def test_many_of_a_class_or_none_at_all_are_no_collapse(caplog):
 
 
 def test_a_run_logs_and_warns_of_pseudo_labels(make_settings, data_dir, tmp_path, caplog):
-    settings = make_settings('fixmatch', **{'methods.fixmatch.threshold': 1.1})
-    loop.run(settings, tmp_path / 'run', data_dir)
+    """Of one method that uses no pseudo-label, and of one that uses all."""
+    settings = make_settings('fixmatch', steps=4)
+    methods = {'supervised': {}, 'fixmatch': {'threshold': 1.1}, 'pseudo_label': {'threshold': 0.0}}
+    run_lib.run(dataclasses.replace(settings, methods=methods), tmp_path / 'run', data_dir)
     assert caplog.text.count('fixmatch/loss was exactly 0') == 1
+    assert 'pseudo_label/loss was exactly 0' not in caplog.text
     rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
-    row = next(row for row in rows if 'fixmatch/loss' in row)
-    assert row['fixmatch/mask_rate'] == row['fixmatch/loss'] == 0
-    assert row['fixmatch/pseudo_label_accuracy'] is row['fixmatch/pseudo_label_entropy'] is None
-    assert 0 <= row['fixmatch/pseudo_label_accuracy_all'] <= 1
-
-
-def test_a_run_logs_the_entropy_of_the_pseudo_labels_it_used(make_settings, data_dir, tmp_path):
-    settings = make_settings('fixmatch', **{'methods.fixmatch.threshold': 0.0})
-    loop.run(settings, tmp_path / 'run', data_dir)
-    rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+    rows = [row for row in rows if 'fixmatch/loss' in row]
+    assert len(rows) == 2
     for row in rows:
-        if 'loss' in row:
-            assert 0 <= row['fixmatch/pseudo_label_entropy'] <= np.log(10) + 1e-6
-            assert 0.1 <= row['fixmatch/pseudo_label_top_class_share'] <= 1
+        assert row['fixmatch/mask_rate'] == row['fixmatch/loss'] == 0
+        assert row['fixmatch/pseudo_label_accuracy'] is row['fixmatch/pseudo_label_entropy'] is None
+        assert 0 <= row['fixmatch/pseudo_label_accuracy_all'] <= 1
+        assert row['pseudo_label/mask_rate'] == 1
+        assert row['pseudo_label/pseudo_label_accuracy'] == row['pseudo_label/pseudo_label_accuracy_all']
+        assert 0 <= row['pseudo_label/pseudo_label_entropy'] <= np.log(10) + 1e-6
+        assert 0.1 <= row['pseudo_label/pseudo_label_top_class_share'] <= 1
 
 
 @pytest.mark.parametrize(
@@ -103,8 +105,8 @@ def test_a_pretext_task_that_teaches_nothing_is_reported(name, wrong, right, tex
 
 
 def test_a_flip_that_hides_rotations_is_reported(caplog):
-    diagnostics.check_views(['labeled.weak', 'unlabeled.rotated'], vertical_flip=False)
-    diagnostics.check_views(['labeled.weak', 'unlabeled.strong'], vertical_flip=True)
+    diagnostics.check_views([LABELED, ROTATED], vertical_flip=False)
+    diagnostics.check_views([LABELED, STRONG], vertical_flip=True)
     assert not caplog.records
-    diagnostics.check_views(['unlabeled.rotated'], vertical_flip=True)
+    diagnostics.check_views([ROTATED], vertical_flip=True)
     assert 'vertical_flip' in caplog.records[0].getMessage()

@@ -12,9 +12,10 @@ import pytest
 import models
 from data import datasets
 from errors import UserError
-from models import Batch, layers
+from methods.base import LABELED, WEAK
+from models import layers
+from train import losses, optimizer
 from train import mesh as mesh_lib
-from train import optimizer
 from train import step as step_lib
 from train import streams as streams_lib
 from train.settings import Optimizer
@@ -86,17 +87,31 @@ def expected_norm(policy, params, stats, x, others=None):
     return *out, running
 
 
-def batch_norm(policy, train, values, x, others=None, of=OF, of_others=OF_OTHERS, **mode):
-    batch = Batch(x, others)
-    domains = None if policy == 'joint' else Batch(of, None if others is None else of_others)
-    mode = layers.Mode(train, batch_norm=policy, domains=domains, **mode)
-    return layers.BatchNorm(MOMENTUM, EPSILON).apply(values, batch, mode, mutable=['batch_stats'])
+def batch_norm(policy, train, values, x, others=None, domains=OF, domains_of_others=OF_OTHERS, frozen=False):
+    """Returns the outputs of a batch and of images beside it, and the running statistics, as `models.Model` does."""
+
+    def given(domains, moments):
+        if frozen:
+            return values['batch_stats']
+        shares = {} if policy == 'joint' else {'domains': domains, 'shares': jnp.asarray(SHARES[policy])}
+        return {**shares, **moments}
+
+    def run(x, given):
+        norm = layers.BatchNorm(MOMENTUM, EPSILON)
+        return norm.apply({**values, 'given': given}, x, train, mutable=['batch_stats', 'moments'])
+
+    out, state = run(x, given(domains, {}))
+    if others is None:
+        return out, None, state['batch_stats']
+    moments = jax.lax.stop_gradient(state['moments'])
+    beside, state = run(others, given(domains_of_others, moments))
+    return out, jax.lax.stop_gradient(beside), state['batch_stats']
 
 
 @pytest.mark.parametrize('devices', [1, 2])
 @pytest.mark.parametrize('shape', [(4, 5, 3), (3,)])
 @pytest.mark.parametrize('beside', [False, True])
-@pytest.mark.parametrize('policy', layers.DOMAIN_POLICIES)
+@pytest.mark.parametrize('policy', models.DOMAIN_POLICIES)
 def test_batch_norm_by_domain(policy, beside, shape, devices):
     x, others = images(shape)
     others = others if beside else None
@@ -104,24 +119,22 @@ def test_batch_norm_by_domain(policy, beside, shape, devices):
     run = jax.jit(functools.partial(batch_norm, policy, True))
     mesh = jax.make_mesh((devices,), ('data',), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
     with jax.set_mesh(mesh):
-        given = mesh_lib.put_replicated(mesh, values), *mesh_lib.put_batch(mesh, (x, others, OF, OF_OTHERS))
-        out, state = run(*given)
+        parts = mesh_lib.put_batch(mesh, (x, others, OF, OF_OTHERS))
+        out, out_of_others, stats_after = run(mesh_lib.put_replicated(mesh, values), *parts)
     params, stats = (jax.tree.map(np.float64, values[key]) for key in ('params', 'batch_stats'))
     expected, expected_others, running = expected_norm(
         policy, params, stats, np.float64(x), np.float64(others) if beside else None
     )
-    close(out.grad, expected)
+    close(out, expected)
     if beside:
-        close(out.no_grad, expected_others)
-    else:
-        assert out.no_grad is None
-    assert set(state['batch_stats']) == set(running)
+        close(out_of_others, expected_others)
+    assert set(stats_after) == set(running)
     for name, value in running.items():
-        close(state['batch_stats'][name], value)
+        close(stats_after[name], value)
 
 
 @pytest.mark.parametrize('beside', [False, True])
-@pytest.mark.parametrize('policy', layers.DOMAIN_POLICIES)
+@pytest.mark.parametrize('policy', models.DOMAIN_POLICIES)
 def test_gradients_of_batch_norm_by_domain(policy, beside):
     with jax.enable_x64(True):
         x, others = (np.float64(a) for a in images((2, 2, 3)))
@@ -130,9 +143,9 @@ def test_gradients_of_batch_norm_by_domain(policy, beside):
         values = jax.tree.map(np.float64, variables(policy))
 
         def total(params, x, others):
-            out, _ = batch_norm(policy, True, {**values, 'params': params}, x, others)
-            result = (out.grad * weights).sum()
-            return result + (out.no_grad * other_weights).sum() if beside else result
+            out, out_of_others, _ = batch_norm(policy, True, {**values, 'params': params}, x, others)
+            result = (out * weights).sum()
+            return result + (out_of_others * other_weights).sum() if beside else result
 
         actual = jax.jit(jax.grad(total, (0, 1)))(values['params'], x, others)
 
@@ -152,27 +165,27 @@ def test_gradients_of_batch_norm_by_domain(policy, beside):
             close(a, b, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize('mode', [{'train': False}, {'train': True, 'frozen_statistics': True}])
-@pytest.mark.parametrize('policy', layers.DOMAIN_POLICIES)
+@pytest.mark.parametrize('mode', [{'train': False}, {'train': True, 'frozen': True}])
+@pytest.mark.parametrize('policy', models.DOMAIN_POLICIES)
 def test_evaluation_is_for_the_target_and_leaves_the_statistics(policy, mode):
     x, _ = images((2, 2, 3))
     values = variables(policy)
-    of = np.ones(8, np.int32)
-    out, state = batch_norm(policy, values=values, x=x, of=of, **mode)
+    out, _, stats_after = batch_norm(policy, values=values, x=x, **mode)
     params, stats = values['params'], values['batch_stats']
     scale, bias = (params.get(f'{name}_target', params[name]) for name in ('scale', 'bias'))
-    close(out.grad, (np.float64(x) - stats['mean']) / np.sqrt(stats['var'] + EPSILON) * scale + bias)
-    jax.tree.map(np.testing.assert_array_equal, state['batch_stats'], stats)
+    close(out, (np.float64(x) - stats['mean']) / np.sqrt(stats['var'] + EPSILON) * scale + bias)
+    jax.tree.map(np.testing.assert_array_equal, stats_after, stats)
 
 
 def test_both_domains_begin_with_the_same_scale_and_bias():
-    x, _ = images((2, 2, 3))
-    norm = layers.BatchNorm(MOMENTUM, EPSILON)
-    for policy in layers.DOMAIN_POLICIES:
-        params = norm.init(jax.random.key(0), Batch(x), layers.Mode(False, batch_norm=policy))['params']
+    for policy in models.DOMAIN_POLICIES:
+        model = models.create('wide_resnet', 10, blocks=(1,), width=1, batch_norm=policy)
+        variables = model.init(jax.random.key(0), (8, 8, 3))
         targets = {'scale_target', 'bias_target'} if policy == 'domain_specific' else set()
-        assert set(params) == {'scale', 'bias'} | targets
-        assert all((value == (1 if name.startswith('scale') else 0)).all() for name, value in params.items())
+        for layer in variables['batch_stats']:
+            params = variables['params'][layer]
+            assert set(params) == {'scale', 'bias'} | targets
+            assert all((value == (1 if name.startswith('scale') else 0)).all() for name, value in params.items())
 
 
 def test_an_unknown_batch_norm_is_named():
@@ -258,18 +271,17 @@ def test_every_parameter_of_the_discriminator_moves(train, gamma):
 def test_batch_norms_domains_are_those_of_the_streams(train):
     """What the engine tells batch norm: 0 for each labeled image and 1 for each unlabeled one, in their order."""
     trainer, first, _, _ = dann(train, 0.0)
-    assert trainer.views == {'labeled.weak': 'joint', 'unlabeled.weak': 'joint'}
+    assert trainer.views == {LABELED: 'joint', WEAK: 'joint'}
     seen = {}
 
-    def apply(variables, images, train, frozen, keys, domains):
+    def apply(variables, images, train, *, frozen, keys, domains):
         seen['domains'] = domains
         return {'features': images}, {}
 
-    fake = type('Fake', (), {'drops': False, 'has_domains': True, 'apply': staticmethod(apply)})()
-    views = {'labeled.weak': jnp.zeros((4, 8, 8, 3)), 'unlabeled.weak': jnp.ones((8, 8, 8, 3))}
-    outputs, _ = step_lib.forward(dataclasses.replace(trainer, model=fake), {}, first, views)
-    np.testing.assert_array_equal(seen['domains'].grad, [0] * 4 + [1] * 8)
-    assert seen['domains'].no_grad is None
+    fake = type('Fake', (), {'has_domains': True, 'apply': staticmethod(apply)})()
+    views = {LABELED: jnp.zeros((4, 8, 8, 3)), WEAK: jnp.ones((8, 8, 8, 3))}
+    outputs, _ = losses.forward(dataclasses.replace(trainer, model=fake), {}, first, views)
+    np.testing.assert_array_equal(seen['domains'], [0] * 4 + [1] * 8)
     for view, images in views.items():
         np.testing.assert_array_equal(outputs[view]['features'], images)
 
@@ -280,8 +292,8 @@ def test_domain_batch_norm_sees_both_streams_whatever_the_losses_read(make_setti
         return step_lib.Trainer.create(settings, streams.spec(settings)).views
 
     streams = Streams.load(make_settings('dann', **SMALL), data_dir)
-    both = {'labeled.weak': 'joint', 'unlabeled.weak': 'joint'}
-    assert views('source_only', 'joint') == {'labeled.weak': 'joint'}
+    both = {LABELED: 'joint', WEAK: 'joint'}
+    assert views('source_only', 'joint') == {LABELED: 'joint'}
     for policy in ('separate', 'adabn', 'domain_specific'):
         assert views('source_only', policy) == both
 
@@ -463,14 +475,14 @@ def narrow():
 def test_features_are_those_of_the_bottleneck(narrow, train):
     model, variables = narrow
     plain = models.create('wide_resnet', 4, blocks=(1,), width=1)
-    x = Batch(random(6, 8, 8, 3))
+    x = random(6, 8, 8, 3)
     found, stats = jax.jit(model.apply, static_argnums=2)(variables, x, train)
     head = {'kernel': jnp.zeros((16, 4)), 'bias': jnp.zeros(4)}
     below, _ = jax.jit(plain.apply, static_argnums=2)(
         {**variables, 'params': {**variables['params'], 'head': head}}, x, train
     )
     params, running = (variables[key] for key in ('params', 'batch_stats'))
-    dense = np.float64(below['features'].grad) @ params['bottleneck']['kernel'] + params['bottleneck']['bias']
+    dense = np.float64(below['features']) @ params['bottleneck']['kernel'] + params['bottleneck']['bias']
     mean, var = running['bottleneck_norm']['mean'], running['bottleneck_norm']['var']
     if train:
         close(stats['bottleneck_norm']['mean'], 0.9 * mean + 0.1 * dense.mean(0))
@@ -478,19 +490,19 @@ def test_features_are_those_of_the_bottleneck(narrow, train):
         mean, var = dense.mean(0), dense.var(0)
     norm = params['bottleneck_norm']
     features = np.maximum((dense - mean) / np.sqrt(var + 1e-5) * norm['scale'] + norm['bias'], 0)
-    close(found['features'].grad, features, rtol=1e-3, atol=1e-3)
+    close(found['features'], features, rtol=1e-3, atol=1e-3)
     assert (features == 0).any()
     for name, layer in (('logits', 'head'), ('rotation', 'head_rotation1')):
-        close(found[name].grad, features @ params[layer]['kernel'] + params[layer]['bias'], rtol=1e-3, atol=1e-3)
-    assert found['stage1'].grad.shape == below['stage1'].grad.shape
+        close(found[name], features @ params[layer]['kernel'] + params[layer]['bias'], rtol=1e-3, atol=1e-3)
+    assert found['stage1'].shape == below['stage1'].shape
     if not train:  # Features that were kept pass the classifier as they are.
         again, _ = jax.jit(model.apply, static_argnums=2)(variables, found['features'], False)
-        close(again['logits'].grad, found['logits'].grad, atol=1e-5)
+        close(again['logits'], found['logits'], atol=1e-5)
 
 
 def test_the_bottleneck_learns_at_the_rate_of_its_rule(narrow):
     model, variables = narrow
-    depths = model.depths(variables['params'])
+    depths = {layer: about.depth for layer, about in model.layers.items()}
     assert depths['norm'] < depths['bottleneck'] == depths['bottleneck_norm'] < depths['head']
     # As in configs/dann.py.
     settings = Optimizer(learning_rate=1.0, layer_rates=('head|bottleneck: 1', '.*: 0.1'))

@@ -19,13 +19,14 @@ from sklearn.utils.class_weight import compute_class_weight
 
 import methods
 import models
-from configs import common, finetune
+from configs import finetune
 from errors import UserError
 from methods import terms
-from methods.base import IMAGES, JOINT, Loss, Method
-from models import Batch, layers
-from train import checkpoint, loop, optimizer
+from methods.base import IMAGES, JOINT, LABELED, Loss, Method
+from models import layers
+from train import checkpoint, experiment, losses, optimizer
 from train import mesh as mesh_lib
+from train import run as run_lib
 from train import settings as settings_lib
 from train import step as step_lib
 from train.checkpoint import Checkpoints
@@ -101,7 +102,7 @@ def begin(make_settings, data_dir):
         settings = make_settings('supervised', **{'log_steps': 1, **overrides})
         if chosen:
             settings = dataclasses.replace(settings, methods=chosen)
-        trainer, streams = loop.prepare(settings, data_dir)
+        trainer, streams = run_lib.prepare(settings, data_dir)
         state = step_lib.init(trainer, streams.batches(trainer.batch_sizes, 0, 0))
         return Run(trainer, streams, state, jax.jit(functools.partial(step_lib.step, trainer)))
 
@@ -110,7 +111,7 @@ def begin(make_settings, data_dir):
 
 def first_state(settings, data_dir) -> step_lib.TrainState:
     """Returns the state that a run begins with."""
-    trainer, streams = loop.prepare(settings, data_dir)
+    trainer, streams = run_lib.prepare(settings, data_dir)
     return step_lib.init(trainer, streams.batches(trainer.batch_sizes, 0, 0))
 
 
@@ -276,8 +277,8 @@ def shapes(name: str, heads=None, side: int = 32, **settings):
 )
 def test_depth_counts_blocks_from_the_images_and_heads_are_deepest(name, settings, deepest, some):
     model, params = shapes(name, {'projection': (4, 4)}, **settings)
-    depths = model.depths(params)
-    assert depths.keys() == params.keys()
+    depths = {layer: about.depth for layer, about in model.layers.items()}
+    assert set(params) <= set(depths)
     assert {layer: depths[layer] for layer in some} == some
     assert {depths[layer] for layer in ('head', 'head_projection1', 'head_projection2')} == {deepest}
     assert set(depths.values()) == set(range(deepest + 1))
@@ -324,7 +325,7 @@ def test_rules_that_say_nothing_or_leave_something_out_are_named(rules, named):
 def test_a_wrong_rule_stops_a_run_before_it_writes_anything(make_settings, data_dir, tmp_path):
     settings = make_settings('supervised', **{'optimizer.layer_rates': ('haed: 1', '.*: 0')})
     with pytest.raises(UserError, match="'haed: 1' fits no parameter"):
-        loop.run(settings, tmp_path / 'run', data_dir)
+        experiment.run(settings, tmp_path / 'run', data_dir)
     assert not (tmp_path / 'run').exists()
 
 
@@ -377,7 +378,7 @@ def test_until_unfreeze_step_only_the_head_learns_and_stopping_there_changes_not
 ):
     every = {'steps': 6, 'checkpoint_steps': 1, 'eval_steps': 6}
     settings = make_settings('supervised', **every, **{'optimizer.unfreeze_step': 3})
-    loop.run(settings, tmp_path / 'whole', data_dir)
+    experiment.run(settings, tmp_path / 'whole', data_dir)
     start = first_state(settings, data_dir)
     draw = Streams.batch
     for stop in (2, 3, 4):
@@ -390,7 +391,7 @@ def test_until_unfreeze_step_only_the_head_learns_and_stopping_there_changes_not
         with monkeypatch.context() as patch:
             patch.setattr(Streams, 'batch', batch)
             with pytest.raises(Killed):
-                loop.run(settings, tmp_path / 'parts', data_dir)
+                experiment.run(settings, tmp_path / 'parts', data_dir)
         saved = last_state(tmp_path / 'parts', start)
         assert saved.step == stop
         learning = DEPTHS.keys() if stop > 3 else {'head'}
@@ -399,7 +400,7 @@ def test_until_unfreeze_step_only_the_head_learns_and_stopping_there_changes_not
         assert moved(start.batch_stats, saved.batch_stats) == of_layers(learning, start.batch_stats)
         momentum = {name for name, value in flat(saved.opt_state).items() if np.any(value)}
         assert momentum == of_layers(learning, start.params)
-    loop.run(settings, tmp_path / 'parts', data_dir)
+    experiment.run(settings, tmp_path / 'parts', data_dir)
     whole, parts = (last_state(tmp_path / name, start) for name in ('whole', 'parts'))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -413,13 +414,13 @@ class Projection(Method):
     """A method with a head of its own, cheaper to compile than those of methods/."""
 
     def views(self):
-        return {'labeled.weak': JOINT}
+        return {LABELED: JOINT}
 
     def heads(self):
         return {'projection': (8, 8)}
 
     def loss(self, inputs, state):
-        loss = jnp.square(inputs.outputs['labeled.weak']['projection'] - 1).mean()
+        loss = jnp.square(inputs.outputs[LABELED]['projection'] - 1).mean()
         return Loss(loss, metrics={'loss': loss})
 
 
@@ -432,7 +433,7 @@ def source(make_settings, data_dir, tmp_path_factory):
     create = methods.create
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods, 'create', lambda name, f: Projection() if name == 'projection' else create(name, f))
-        loop.run(settings, workdir, data_dir)
+        experiment.run(settings, workdir, data_dir)
         return workdir, last_state(workdir, first_state(settings, data_dir))
 
 
@@ -455,7 +456,7 @@ def probe(source, make_settings, data_dir, tmp_path_factory):
             },
         )
         workdir = tmp_path_factory.mktemp('probe') / 'run'
-        runs.append((settings, workdir, loop.run(settings, workdir, data_dir)))
+        runs.append((settings, workdir, experiment.run(settings, workdir, data_dir)))
     return runs
 
 
@@ -511,12 +512,12 @@ def test_config_and_result_say_where_the_weights_came_from(source, probe):
 
 def test_a_run_is_not_continued_from_other_weights(source, probe, data_dir):
     settings, workdir, result = probe[1]
-    assert loop.run(settings, workdir, data_dir) == result
+    assert experiment.run(settings, workdir, data_dir) == result
     newest = source[0] / 'checkpoints' / '4'
     newest.rename(source[0] / 'away')
     try:
         with pytest.raises(UserError) as error:
-            loop.run(settings, workdir, data_dir)
+            experiment.run(settings, workdir, data_dir)
     finally:
         (source[0] / 'away').rename(newest)
     message = one_line(error)
@@ -536,7 +537,7 @@ def test_a_folder_that_holds_no_run_is_one_line(source, make_settings, data_dir,
     for name in ('empty', 'config', 'checkpoints', 'saved', 'nowhere'):
         settings = make_settings('supervised', **{'model.pretrained': str(tmp_path / name)})
         with pytest.raises(UserError) as error:
-            loop.run(settings, tmp_path / 'run', data_dir)
+            experiment.run(settings, tmp_path / 'run', data_dir)
         assert str(tmp_path / name) in one_line(error)
     assert not (tmp_path / 'run').exists()
 
@@ -581,7 +582,7 @@ def test_a_round_of_self_training_begins_with_the_weights_again(source, make_set
             'model.frozen_statistics': True,
         },
     )
-    loop.run(settings, tmp_path / 'run', data_dir)
+    experiment.run(settings, tmp_path / 'run', data_dir)
     like = first_state(settings, data_dir)
     second_round = last_state(tmp_path / 'run', like)
     shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '3')
@@ -668,7 +669,7 @@ def test_cached_features_stay_with_their_labels_and_indices(make_settings, data_
 def test_cached_features_need_a_frozen_backbone_and_weak_views(make_settings, data_dir, config, rules, named):
     settings = make_settings(config, **{'data.cache_features': True, 'optimizer.layer_rates': rules})
     with pytest.raises(UserError) as error:
-        loop.prepare(settings, data_dir)
+        run_lib.prepare(settings, data_dir)
     message = one_line(error)
     assert all(part in message for part in ('data.cache_features', *named)), message
 
@@ -755,7 +756,7 @@ def delta_example():
         }
 
     batch_stats = {'norm': {'mean': rng.standard_normal(1)}}
-    return {'params': params(), 'batch_stats': batch_stats}, params(), np.float64(fakes.images(3)['labeled.weak'])
+    return {'params': params(), 'batch_stats': batch_stats}, params(), np.float64(fakes.images(3)[LABELED])
 
 
 def test_delta_is_half_the_squared_distance_of_the_feature_maps():
@@ -763,11 +764,11 @@ def test_delta_is_half_the_squared_distance_of_the_feature_maps():
     with jax.enable_x64(True):
         variables, now, images = delta_example()
         state = method.init_state(spec(**variables))
-        inputs = dataclasses.replace(fakes.inputs(method), images={'labeled.weak': images}, forward=maps)
+        inputs = dataclasses.replace(fakes.inputs(method), images={LABELED: images}, forward=maps)
 
         def loss(params, batch_stats=None, state=state):
             outputs, _ = maps(params, images, batch_stats)
-            changed = dataclasses.replace(inputs, params=params, outputs={'labeled.weak': outputs})
+            changed = dataclasses.replace(inputs, params=params, outputs={LABELED: outputs})
             return method.loss(changed, state).loss
 
         start, mean = variables['params'], variables['batch_stats']['norm']['mean']
@@ -787,7 +788,7 @@ def test_delta_is_half_the_squared_distance_of_the_feature_maps():
 
 
 def penalty(method, features):
-    outputs = {'labeled.weak': {'features': features, 'logits': features}}
+    outputs = {LABELED: {'features': features, 'logits': features}}
     return method.loss(dataclasses.replace(fakes.inputs(method), outputs=outputs), ())
 
 
@@ -851,7 +852,7 @@ def test_finetune_equals_numpy(fields):
     if fields.get('balanced'):
         weights = compute_class_weight('balanced', classes=np.arange(3), y=IMBALANCED)
         targets *= weights[labels, None]
-    images = np.float64(inputs.images['labeled.weak'])
+    images = np.float64(inputs.images[LABELED])
     alpha = fields.get('mixup')
     if alpha:
         ones, zeros = jnp.ones((2, 1)), jnp.zeros((2, 1))
@@ -865,7 +866,7 @@ def test_finetune_equals_numpy(fields):
     expected = softmax_cross_entropy(targets, logits).mean()
     state = method.init_state(dataclasses.replace(fakes.SPEC, labels=IMBALANCED))
     # Mixed images are all that batch norm sees.
-    assert method.views() == {'labeled.weak': IMAGES if alpha else JOINT}
+    assert method.views() == {LABELED: IMAGES if alpha else JOINT}
     result = method.loss(inputs, state)
     close(result.metrics['loss'], expected)
     close(result.loss, fields.get('weight', 1) * expected)
@@ -880,7 +881,7 @@ def test_balanced_classes_weigh_what_scikit_learn_says():
     method = methods.create('finetune', {'balanced': True})
     state = method.init_state(dataclasses.replace(fakes.SPEC, labels=IMBALANCED))
     inputs = fakes.inputs(method)
-    outputs = {'labeled.weak': {'logits': jnp.zeros((1, 3))}}  # every class has a cross-entropy of log 3
+    outputs = {LABELED: {'logits': jnp.zeros((1, 3))}}  # every class has a cross-entropy of log 3
     weights = [
         method.loss(dataclasses.replace(inputs, labels=jnp.int32([label]), outputs=outputs), state).loss / np.log(3)
         for label in range(3)
@@ -899,8 +900,8 @@ def keys(number: int, seed: int = 0) -> jax.Array:
 
 
 def dropped(x, rate, layer=1, whole='', train=True, seed=0):
-    mode = layers.Mode(train, keys=Batch(keys(len(x), seed)))
-    return np.asarray(layers.drop(Batch(jnp.asarray(x)), mode, rate, layer, whole).grad)
+    drop = layers.Dropout(rate, whole, name=f'layer{layer}')
+    return np.asarray(drop.apply({'given': {'keys': keys(len(x), seed)}}, x, train))
 
 
 def test_nothing_is_dropped_at_rate_zero_or_in_evaluation():
@@ -908,9 +909,8 @@ def test_nothing_is_dropped_at_rate_zero_or_in_evaluation():
     for whole in ('', 'channel', 'image'):
         np.testing.assert_array_equal(dropped(x, 0.0, whole=whole), x)
         np.testing.assert_array_equal(dropped(x, 0.5, whole=whole, train=False), x)
-    # Without keys, which evaluation has not.
-    np.testing.assert_array_equal(layers.drop(Batch(x), layers.Mode(train=False), 0.5, 0).grad, x)
-    np.testing.assert_array_equal(layers.drop(Batch(x), layers.Mode(train=True), 0.0, 0).grad, x)
+    # Without keys, which frozen layers are not given.
+    np.testing.assert_array_equal(layers.Dropout(0.5, name='a').apply({}, x, train=True), x)
 
 
 @pytest.mark.parametrize('whole', ['', 'image'])
@@ -942,37 +942,36 @@ def test_what_is_dropped_of_an_image_depends_on_its_key_only():
     x = np.random.default_rng(0).uniform(1, 2, (6, 5)).astype(np.float32)
     k, order = keys(6), np.array([3, 1, 5, 0, 2, 4])
 
-    def drop(x, key):
-        return layers.drop(x, layers.Mode(train=True, keys=key), 0.5, 0)
+    def drop(x, keys):
+        return layers.Dropout(0.5, name='a').apply({'given': {'keys': keys}}, x, train=True)
 
-    together = drop(Batch(x), Batch(k)).grad
-    np.testing.assert_array_equal(drop(Batch(x[order]), Batch(k[order])).grad, together[order])
-    parts = drop(Batch(x[:2], x[2:]), Batch(k[:2], k[2:]))
-    np.testing.assert_array_equal(np.concatenate([parts.grad, parts.no_grad]), together)
+    together = drop(x, k)
+    np.testing.assert_array_equal(drop(x[order], k[order]), together[order])
+    np.testing.assert_array_equal(np.concatenate([drop(x[:2], k[:2]), drop(x[2:], k[2:])]), together)
 
 
 def test_dropout_of_features_is_for_training_only():
-    features = Batch(np.float32(np.random.default_rng(0).standard_normal((4, 16))))
+    features = np.float32(np.random.default_rng(0).standard_normal((4, 16)))
     plain, dropping = (
         models.create('wide_resnet', 10, {'projection': (16,)}, blocks=(1,), width=1, dropout=rate)
         for rate in (0.0, 0.5)
     )
-    assert dropping.drops
-    assert not plain.drops
+    assert [layer for layer, about in dropping.layers.items() if about.drops] == ['head_dropout']
+    assert not any(about.drops for about in plain.layers.values())
     variables = plain.init(jax.random.key(0), (8, 8, 1))
     params = {**variables['params'], 'head': {'kernel': jnp.eye(16, 10), 'bias': jnp.zeros(10)}}
     params['head_projection1'] = {'kernel': jnp.eye(16), 'bias': jnp.zeros(16)}
     variables = {**variables, 'params': params}
     expected = plain.apply(variables, features, train=True)[0]
     evaluated = dropping.apply(variables, features, train=False)[0]
-    trained = dropping.apply(variables, features, train=True, keys=Batch(keys(4)))[0]
+    trained = dropping.apply(variables, features, train=True, keys=keys(4))[0]
     for name in ('logits', 'projection', 'features'):
-        np.testing.assert_array_equal(evaluated[name].grad, expected[name].grad)
-    seen = np.asarray(trained['projection'].grad)
+        np.testing.assert_array_equal(evaluated[name], expected[name])
+    seen = np.asarray(trained['projection'])
     assert 0 < np.mean(seen == 0) < 1
-    close(seen[seen != 0], 2 * features.grad[seen != 0])
-    np.testing.assert_array_equal(trained['logits'].grad, seen[:, :10])  # the same for the classifier and heads
-    np.testing.assert_array_equal(trained['features'].grad, features.grad)
+    close(seen[seen != 0], 2 * features[seen != 0])
+    np.testing.assert_array_equal(trained['logits'], seen[:, :10])  # the same for the classifier and heads
+    np.testing.assert_array_equal(trained['features'], features)
 
 
 def test_later_blocks_of_efficientnet_are_left_out_more_often(monkeypatch):
@@ -986,9 +985,11 @@ def test_later_blocks_of_efficientnet_are_left_out_more_often(monkeypatch):
     monkeypatch.setattr(jax.random, 'bernoulli', bernoulli)
     model, _ = shapes('efficientnet_lite0')
     variables = jax.eval_shape(functools.partial(model.init, image_shape=(32, 32, 3)), jax.random.key(0))
+    assert sum(layer.drops for layer in model.layers.values()) == 10
+    drawn.clear()
     apply = functools.partial(model.apply, train=True)
     jax.eval_shape(
-        lambda variables, x, k: apply(variables, Batch(x), keys=Batch(k))[0],
+        lambda variables, x, k: apply(variables, x, keys=k)[0],
         variables, jax.ShapeDtypeStruct((2, 32, 32, 3), 'float32'), keys(2),
     )  # fmt: skip
     residual = (2, 4, 6, 7, 9, 10, 12, 13, 14)  # blocks with as many channels, of the same size, as the one before
@@ -1002,15 +1003,15 @@ def meshes():
 
 def test_an_image_drops_the_same_units_on_one_device_and_on_two(make_settings, data_dir):
     settings = make_settings('fixmatch', **{'model.dropout': 0.5})
-    trainer, streams = loop.prepare(settings, data_dir)
+    trainer, streams = run_lib.prepare(settings, data_dir)
     state = step_lib.init(trainer, streams.batches(trainer.batch_sizes, 0, 0))
     # A classifier that shows ten of the features as they are.
     params = {**state.params, 'head': {'kernel': jnp.eye(16, 10), 'bias': jnp.zeros(10)}}
     rng = np.random.default_rng(0)
     image = rng.uniform(-1, 1, (1, 8, 8, 1)).astype(np.float32)
-    images = {view: np.repeat(image, 4 if view.startswith('labeled') else 8, 0) for view in trainer.views}
+    images = {view: np.repeat(image, 4 if view.stream == 'labeled' else 8, 0) for view in trainer.views}
     assert set(trainer.views.values()) == {'joint', 'no_grad'}
-    forward = jax.jit(functools.partial(step_lib.forward, trainer))
+    forward = jax.jit(functools.partial(losses.forward, trainer))
     found = []
     for mesh in meshes():
         with jax.set_mesh(mesh):
@@ -1082,7 +1083,7 @@ def test_large_data_sets_follow_the_hyper_rule(arg, expected):
     assert [b * steps for b in chosen.boundaries] == pytest.approx(boundaries)
 
 
-@pytest.mark.parametrize('data', common.DATA_SETS)
+@pytest.mark.parametrize('data', ['cifar10', 'svhn', 'stl10', 'fashion_mnist', 'mnist'])
 def test_every_strategy_makes_settings_for_every_data_set(data):
     seen = {}
     for strategy in finetune.STRATEGIES:
@@ -1101,9 +1102,8 @@ def test_every_strategy_makes_settings_for_every_data_set(data):
     assert {name for name, settings in seen.items() if len(settings.methods) > 1} == {'l2_sp', 'delta', 'bss'}
     # On a network's layers, the strategies that name some.
     model, params = shapes('efficientnet_lite0')
-    factors = {
-        name: optimizer.layer_rates(settings.optimizer, params, model.depths(params)) for name, settings in seen.items()
-    }
+    depths = {layer: about.depth for layer, about in model.layers.items()}
+    factors = {name: optimizer.layer_rates(settings.optimizer, params, depths) for name, settings in seen.items()}
     for name, of in factors.items():
         assert of['head'] == {'kernel': 1, 'bias': 1}
         stem = {'head': 0, 'probe': 0, 'decay': 0.8**18, 'full': 1, 'scratch': 1, 'unfreeze': 1, 'statistics': 1}

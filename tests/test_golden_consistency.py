@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import methods
+from methods.base import LABELED, LABELED_STRONG, STRONG, STRONG2, WEAK
 
 C = fakes.NUM_CLASSES
 UNIFORM = np.full(C, 1 / C)
@@ -61,12 +62,12 @@ def outputs(inputs, view, name='logits'):
 
 def weak_and_strong(inputs):
     """Yields the logits of the weak and the strong view of each unlabeled image."""
-    return zip(outputs(inputs, 'unlabeled.weak'), outputs(inputs, 'unlabeled.strong'), strict=True)
+    return zip(outputs(inputs, WEAK), outputs(inputs, STRONG), strict=True)
 
 
 def with_logits(inputs, **logits):
     """Replaces logits: weak, strong are those of the unlabeled stream, labeled is labeled.weak."""
-    names = {'weak': 'unlabeled.weak', 'strong': 'unlabeled.strong', 'labeled': 'labeled.weak'}
+    names = {'weak': WEAK, 'strong': STRONG, 'labeled': LABELED}
     new = {names[k]: {**inputs.outputs[names[k]], 'logits': jnp.float32(v)} for k, v in logits.items()}
     return dataclasses.replace(inputs, outputs={**inputs.outputs, **new})
 
@@ -181,7 +182,7 @@ def test_fixmatch_aligns_before_it_decides_on_label_and_mask(temperature):
     steps = [fakes.inputs(method, seed=seed) for seed in (0, 1, 2)]
     masks, _ = check(method, fixmatch(method), ALIGNED, steps, start=SKEWED)
     assert_mixed(masks)
-    plain = [softmax(outputs(inputs, 'unlabeled.weak')) for inputs in steps]
+    plain = [softmax(outputs(inputs, WEAK)) for inputs in steps]
     assert (masks != [q.max(-1) >= 0.8 for q in plain]).any()
     labels = method.loss(steps[0], jax.tree.map(jnp.float32, SKEWED)).pseudo_labels.labels
     assert (np.array(labels) != plain[0].argmax(-1)).any() or (masks[0] != (plain[0].max(-1) >= 0.8)).any()
@@ -300,7 +301,7 @@ def test_flexmatch_counts_an_image_that_occurs_twice_by_its_confident_view(order
 def freematch(method):
     def expected(inputs, state):
         n, decay = 4, method.decay
-        q = [softmax(weak) for weak in outputs(inputs, 'unlabeled.weak')]
+        q = [softmax(weak) for weak in outputs(inputs, WEAK)]
         histogram = np.zeros(C)
         for row in q:
             histogram[row.argmax()] += 1 / n
@@ -311,7 +312,7 @@ def freematch(method):
         }
         tau = [state['confidence'] * p / max(state['p']) for p in state['p']]  # 7
         total, labels, mask, p_strong, strong_histogram = 0, [], [], np.zeros(C), np.zeros(C)
-        for row, strong in zip(q, outputs(inputs, 'unlabeled.strong'), strict=True):
+        for row, strong in zip(q, outputs(inputs, STRONG), strict=True):
             c = row.argmax()
             labels.append(c)
             mask.append(row.max() >= tau[c])
@@ -363,7 +364,7 @@ def test_freematch_without_a_confident_prediction_is_zero_and_has_no_gradient():
     result = method.loss(inputs, state)
     assert result.loss == result.metrics['loss_fairness'] == 0
     (gradient,) = jax.grad(loss_of(method, inputs, state, ['outputs']))((inputs.outputs,))
-    assert (np.array(gradient['unlabeled.strong']['logits']) == 0).all()
+    assert (np.array(gradient[STRONG]['logits']) == 0).all()
 
 
 @pytest.mark.parametrize('missing', ['in both', 'in strong', 'in weak'])
@@ -387,7 +388,7 @@ def test_freematch_fairness_when_a_class_is_missing(missing):
 def softmatch(method):
     def expected(inputs, state):
         n, m = 4, method.decay
-        q = [softmax(weak) for weak in outputs(inputs, 'unlabeled.weak')]
+        q = [softmax(weak) for weak in outputs(inputs, WEAK)]
         confidences = [row.max() for row in q]
         mean = sum(confidences) / n
         variance = sum((c - mean) ** 2 for c in confidences) / n
@@ -397,7 +398,7 @@ def softmatch(method):
             'q': m * state['q'] + (1 - m) * sum(q) / n,
         }
         total, weights = 0, []
-        for row, strong in zip(q, outputs(inputs, 'unlabeled.strong'), strict=True):
+        for row, strong in zip(q, outputs(inputs, STRONG), strict=True):
             confidence = align(row, UNIFORM, state['q']).max() if method.alignment else row.max()
             gaussian = np.exp(-((confidence - state['mean']) ** 2) / (2 * state['var'] / method.sigmas**2))
             weights.append(gaussian if confidence < state['mean'] else 1)
@@ -435,7 +436,7 @@ def test_softmatch_alignment_changes_weights_but_not_labels():
     start = {'mean': 0.9, 'var': 0.02, 'q': np.array([0.9, 0.05, 0.05])}
     inputs = with_logits(fakes.inputs(method), weak=[[1, 0.5, 0], [2, 1, -1], [0, 0, 1], [3, 2, 0]])
     check(method, softmatch(method), SOFT, [inputs], start=start)
-    q = softmax(outputs(inputs, 'unlabeled.weak'))
+    q = softmax(outputs(inputs, WEAK))
     observed = 0.5 * start['q'] + 0.5 * q.mean(0)
     assert (align(q, UNIFORM, observed).argmax(-1) != q.argmax(-1)).any()
 
@@ -446,7 +447,7 @@ def test_softmatch_alignment_changes_weights_but_not_labels():
 def adamatch(method):
     def expected(inputs, state):
         n, size = 4, len(fakes.INDICES['labeled'])
-        views = ('labeled.weak', 'labeled.strong')
+        views = (LABELED, LABELED_STRONG)
         labeled = np.concatenate([outputs(inputs, view) for view in views])
         if method.interpolation:
             images = np.concatenate([np.float64(inputs.images[view]) for view in views])
@@ -459,14 +460,14 @@ def adamatch(method):
         ]
         labeled_loss = sum(losses) / size
         p = softmax(weak)
-        q = softmax(outputs(inputs, 'unlabeled.weak'))
+        q = softmax(outputs(inputs, WEAK))
         state = {
             'labeled': method.decay * state['labeled'] + (1 - method.decay) * p.mean(0),
             'unlabeled': np.stack([*state['unlabeled'][1:], q.mean(0)]),
         }
         tau = method.threshold * sum(row.max() for row in p) / size
         total, labels, mask = 0, [], []
-        for row, logits in zip(q, outputs(inputs, 'unlabeled.strong'), strict=True):
+        for row, logits in zip(q, outputs(inputs, STRONG), strict=True):
             row = align(row, state['labeled'], state['unlabeled'].mean(0))
             labels.append(row.argmax())
             mask.append(row.max() >= tau)
@@ -524,7 +525,7 @@ def test_adamatch_aligns_with_the_classes_predicted_for_labeled_images():
     steps = [adamatch_inputs(method, seed, 0.5) for seed in (0, 1)]
     _, _ = check(method, adamatch(method), {'labeled': UNIFORM, 'unlabeled': np.full((2, C), 1 / C)}, steps, start)
     labels = method.loss(steps[0], jax.tree.map(jnp.float32, start)).pseudo_labels.labels
-    assert (np.array(labels) != outputs(steps[0], 'unlabeled.weak').argmax(-1)).any()
+    assert (np.array(labels) != outputs(steps[0], WEAK).argmax(-1)).any()
 
 
 # Dash
@@ -533,7 +534,7 @@ def test_adamatch_aligns_with_the_classes_predicted_for_labeled_images():
 def dash(method):
     def expected(inputs, state):
         n, progress = 4, float(inputs.progress)
-        labeled = zip(inputs.labels, outputs(inputs, 'labeled.weak'), strict=True)
+        labeled = zip(inputs.labels, outputs(inputs, LABELED), strict=True)
         loss = np.mean([cross_entropy(y, logits) for y, logits in labeled])
         warming = progress < method.warm_up
         rho_0 = 0.9 * state['rho_0'] + 0.1 * loss if warming else state['rho_0']
@@ -589,7 +590,7 @@ def test_dash_learns_from_nothing_unlabeled_while_it_warms_up():
         inputs = fakes.inputs(method, seed=seed, progress=progress)
         result = method.loss(inputs, state)
         state = result.state
-        p = softmax(outputs(inputs, 'labeled.weak'))
+        p = softmax(outputs(inputs, LABELED))
         expected = 0.9 * expected - 0.1 * np.mean(np.log(p[range(2), inputs.labels]))
         assert result.loss == 0
         assert not result.pseudo_labels.mask.any()
@@ -636,10 +637,10 @@ COMATCH_STATE = {
 def comatch(method, graphs=None):
     def expected(inputs, state):
         n = 4
-        p = softmax(outputs(inputs, 'unlabeled.weak'))
+        p = softmax(outputs(inputs, WEAK))
         guessed = np.stack([*state['guessed'][1:], p.mean(0)])
         p = np.array([proportional(row / guessed.mean(0)) for row in p])
-        views = ('labeled.weak', 'unlabeled.weak', 'unlabeled.strong', 'unlabeled.strong2')
+        views = (LABELED, WEAK, STRONG, STRONG2)
         labeled, weak, strong, strong2 = (unit(outputs(inputs, view, 'projection')) for view in views)
         q = p.copy()
         if all(row.sum() > 0 for row in state['probabilities']):  # the memory is full
@@ -648,7 +649,7 @@ def comatch(method, graphs=None):
                 smooth = sum(a_k * p_k for a_k, p_k in zip(a / a.sum(), state['probabilities'], strict=True))
                 q[i] = method.alpha * p[i] + (1 - method.alpha) * smooth
         mask = q.max(-1) >= method.threshold
-        logits = outputs(inputs, 'unlabeled.strong')
+        logits = outputs(inputs, STRONG)
         total = sum(mask[i] * cross_entropy(q[i], logits[i]) for i in range(n)) / n
         graph = np.zeros((n, n))
         for i in range(n):
@@ -731,8 +732,8 @@ def simmatch(method):
     def expected(inputs, state):
         n, temperature = 4, method.temperature
         ema = double(inputs.ema_params)
-        teacher = fakes.network(ema, np.float64(inputs.images['unlabeled.weak']))
-        labeled = fakes.network(ema, np.float64(inputs.images['labeled.weak']))
+        teacher = fakes.network(ema, np.float64(inputs.images[WEAK]))
+        labeled = fakes.network(ema, np.float64(inputs.images[LABELED]))
         p = softmax(teacher['logits'])
         guessed = np.stack([*state['guessed'][1:], p.mean(0)])
         p = np.array([proportional(row / guessed.mean(0)) for row in p])
@@ -750,11 +751,11 @@ def simmatch(method):
                 for q_k, c in zip(q, classes, strict=True):
                     aggregated[c] += q_k
                 target = method.alpha * p[i] + (1 - method.alpha) * aggregated
-                student = unit(outputs(inputs, 'unlabeled.strong', 'projection')[i])
+                student = unit(outputs(inputs, STRONG, 'projection')[i])
                 instance += cross_entropy(unfolded, memory @ student / temperature) / n
             labels.append(target.argmax())
             mask.append(target.max() >= method.threshold)
-            total += mask[-1] * cross_entropy(target, outputs(inputs, 'unlabeled.strong')[i]) / n
+            total += mask[-1] * cross_entropy(target, outputs(inputs, STRONG)[i]) / n
         memory = state['embeddings'].copy()
         memory[inputs.indices['labeled']] = unit(labeled['projection'])
         state = {**state, 'guessed': guessed, 'embeddings': memory}
@@ -791,7 +792,7 @@ def test_simmatch_memory_holds_a_view_of_an_image_that_occurs_twice():
     method = methods.create('simmatch', SIMMATCH)
     inputs = simmatch_inputs(method, 0, [3, 3])
     memory = np.array(method.loss(inputs, method.init_state(fakes.SPEC)).state['embeddings'])
-    embeddings = unit(np.float64(fakes.network(inputs.ema_params, inputs.images['labeled.weak'])['projection']))
+    embeddings = unit(np.float64(fakes.network(inputs.ema_params, inputs.images[LABELED])['projection']))
     assert np.abs(memory[3] - embeddings).max(-1).min() < 1e-5
     assert not memory[[0, 1, 2, 4]].any()
 
@@ -825,7 +826,7 @@ def test_a_confidence_of_exactly_the_threshold_passes(name, threshold, passes):
     half = [HALF] * 4
     inputs = with_logits(fakes.inputs(method), weak=half)
 
-    def forward(params, images):
+    def forward(params, images, draw=''):
         return {'logits': jnp.tile(HALF, (len(images), 1)), 'projection': jnp.ones((len(images), 128))}, {}
 
     state = method.init_state(fakes.SPEC)
@@ -866,13 +867,13 @@ ALL = {
 CASES = [pytest.param(name, values, id=f'{name}-{i}') for name, cases in ALL.items() for i, values in enumerate(cases)]
 # Outputs that a method learns through; of all others it takes labels, weights and state only.
 LEARNED = {
-    'adamatch': {('labeled.weak', 'logits'), ('labeled.strong', 'logits'), ('unlabeled.strong', 'logits')},
+    'adamatch': {(LABELED, 'logits'), (LABELED_STRONG, 'logits'), (STRONG, 'logits')},
     'comatch': {
-        ('unlabeled.strong', 'logits'),
-        ('unlabeled.strong', 'projection'),
-        ('unlabeled.strong2', 'projection'),
+        (STRONG, 'logits'),
+        (STRONG, 'projection'),
+        (STRONG2, 'projection'),
     },
-    'simmatch': {('unlabeled.strong', 'logits'), ('unlabeled.strong', 'projection')},
+    'simmatch': {(STRONG, 'logits'), (STRONG, 'projection')},
 }
 
 
@@ -895,7 +896,7 @@ def test_no_gradient_flows_through_labels(name, values):
     loss = loss_of(method, inputs, second_state(method), ['outputs', 'ema_params'])
     gradients, of_teacher = jax.grad(loss)((inputs.outputs, inputs.ema_params))
     flows = {(view, key) for view, heads in gradients.items() for key, g in heads.items() if np.abs(g).max() > 0}
-    assert flows == LEARNED.get(name, {('unlabeled.strong', 'logits')})
+    assert flows == LEARNED.get(name, {(STRONG, 'logits')})
     assert not any(np.abs(g).max() for g in of_teacher.values())
 
 
@@ -904,7 +905,7 @@ def test_adamatch_labeled_logits_learn_from_labels_alone():
     inputs = fakes.inputs(method, progress=0.5)
     loss = loss_of(method, inputs, method.init_state(fakes.SPEC), ['outputs'])
     (gradients,) = jax.grad(loss)((inputs.outputs,))
-    for view in ('labeled.weak', 'labeled.strong'):
+    for view in (LABELED, LABELED_STRONG):
         error = softmax(outputs(inputs, view)) - np.eye(C)[np.array(inputs.labels)]
         close(gradients[view]['logits'], error / 4)  # two images, half of the loss each view
 
@@ -928,8 +929,11 @@ def test_gradients_and_states_are_finite_at_extreme_logits(name, values, scale):
 
 
 @pytest.mark.parametrize('name', [name for name in ALL if name != 'simmatch'])
-@pytest.mark.parametrize('policy', ['joint', 'no_grad'])
-def test_the_batch_norm_policy_of_the_weak_view_is_a_setting(name, policy):
-    views = methods.create(name, {'weak_batch_norm': policy}).views()
-    assert views.pop('unlabeled.weak') == policy
-    assert set(views.values()) == {'joint'}
+@pytest.mark.parametrize(
+    ('word', 'weak', 'strong'),
+    [('joint', 'joint', 'joint'), ('no_grad', 'no_grad', 'joint'), ('separate', 'joint', 'separate')],
+)
+def test_one_word_says_which_statistics_normalise_the_views(name, word, weak, strong):
+    for view, policy in methods.create(name, {'statistics': word}).views().items():
+        expected = {WEAK: weak, LABELED: 'joint'}.get(view, strong)
+        assert policy == expected, view

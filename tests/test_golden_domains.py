@@ -11,11 +11,12 @@ import pytest
 
 import methods
 from methods import terms
+from methods.base import LABELED, WEAK
 from methods.terms import reverse_gradient
 from models import mlp
 from models.mlp import MLP
 
-DOMAINS = ('labeled.weak', 'unlabeled.weak')  # source and target
+DOMAINS = (LABELED, WEAK)  # source and target
 NARROW = (6, 4)  # hidden layers of a discriminator
 EPSILON = 1e-5  # of its batch norm
 
@@ -102,7 +103,7 @@ def check(method, inputs, loss, metrics, weight):
     for name, value in {'loss': loss, **metrics}.items():
         close(result.metrics[name], value)
     close(result.loss, weight * loss)
-    np.testing.assert_array_equal(result.pseudo_labels.labels, inputs.outputs['unlabeled.weak']['logits'].argmax(-1))
+    np.testing.assert_array_equal(result.pseudo_labels.labels, inputs.outputs[WEAK]['logits'].argmax(-1))
     np.testing.assert_array_equal(result.pseudo_labels.mask, np.ones(4))
     assert result.batch_stats is None
     jax.tree.map(np.testing.assert_array_equal, result.state, state)
@@ -417,14 +418,14 @@ def mcc(logits, temperature, constant=None):
 def test_mcc_is_the_class_confusion_of_the_target(temperature, scale):
     method = methods.create('mcc', {'temperature': temperature, 'weight': 0.4})
     inputs = fakes.inputs(method, scale=scale)
-    logits = np.float64(inputs.outputs['unlabeled.weak']['logits'])
+    logits = np.float64(inputs.outputs[WEAK]['logits'])
     check(method, inputs, mcc(logits, temperature), {}, weight=0.4)
 
 
 def test_mcc_gives_its_weights_no_gradient():
     method = methods.create('mcc', {'weight': 0.4})
     inputs = fakes.inputs(method, scale=3.0)
-    images = np.float64(inputs.images['unlabeled.weak'])
+    images = np.float64(inputs.images[WEAK])
     fixed = fakes.network(double(inputs.params), images)['logits']
     slopes = fakes.numeric(
         lambda p: 0.4 * mcc(fakes.network(p, images)['logits'], 2.5, fixed), double({'logits': inputs.params['logits']})
@@ -438,7 +439,7 @@ def test_mcc_is_zero_for_certain_predictions_and_largest_for_uniform_ones():
 
     def value(logits):
         part = {'logits': jnp.float32(logits)}
-        return method.loss(fakes.inputs(method, outputs={'unlabeled.weak': part}), ()).loss
+        return method.loss(fakes.inputs(method, outputs={WEAK: part}), ()).loss
 
     assert value(300 * np.eye(3)[[0, 1, 2, 0]]) == pytest.approx(0, abs=1e-6)
     assert value(np.zeros((4, 3))) == pytest.approx(2 / 3)
@@ -554,5 +555,5 @@ def test_coral_trains_both_domains(output):
 def test_coral_does_not_see_a_shift_of_the_mean():
     method = methods.create('coral', {})
     logits = random(4, 3)
-    parts = {'labeled.weak': {'logits': logits}, 'unlabeled.weak': {'logits': logits + 5}}
+    parts = {LABELED: {'logits': logits}, WEAK: {'logits': logits + 5}}
     assert method.loss(fakes.inputs(method, outputs=parts), ()).loss == pytest.approx(0, abs=1e-6)

@@ -14,7 +14,7 @@ import pytest
 import methods
 from data.augment import rotate
 from methods import terms
-from methods.base import IMAGES, JOINT
+from methods.base import IMAGES, JOINT, LABELED, LABELED_STRONG, STRONG, STRONG2, WEAK, WEAK2, View
 
 P = np.array([[0.7, 0.2, 0.1], [0.25, 0.4, 0.35], [0.0, 0.05, 0.95], [0.5, 0.5, 0.0]])
 LOGITS = np.array([[2.0, -1.0, 0.5], [0.1, 0.2, 0.3], [-4.0, 1.0, 3.0], [0.0, 9.0, -9.0]])
@@ -271,7 +271,7 @@ def logits(params, images, output='logits'):
 def test_each_batch_is_normalised_with_the_images_that_the_method_says(name, fields, sizes):
     method, seen = methods.create(name, fields), []
 
-    def forward(params, images):
+    def forward(params, images, draw=''):
         seen.append(len(images))
         return fakes.forward(params, images)
 
@@ -298,7 +298,7 @@ def test_each_batch_is_normalised_with_the_images_that_the_method_says(name, fie
 def test_gradients_are_finite_at_extreme_logits(name, fields, scale):
     method = methods.create(name, fields)
     inputs = fakes.inputs(method, scale=scale)
-    p = softmax(np.float32(inputs.outputs['unlabeled.weak']['logits']))
+    p = softmax(np.float32(inputs.outputs[WEAK]['logits']))
     assert p.min() == 0 if scale else np.ptp(p) == 0
     result = gradient(method, inputs, method.init_state(fakes.SPEC))
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(result))
@@ -315,7 +315,7 @@ def pseudo_label(student, constant, images, threshold):
 def test_pseudo_label_is_the_cross_entropy_with_confident_classes(progress, ramp, share, seed):
     method = methods.create('pseudo_label', {'threshold': 0.8, 'weight': 3.0, 'ramp': ramp})
     inputs = fakes.inputs(method, seed=seed, progress=progress)
-    loss, labels, mask = pseudo_label(inputs.params, inputs.params, inputs.images['unlabeled.weak'], 0.8)
+    loss, labels, mask = pseudo_label(inputs.params, inputs.params, inputs.images[WEAK], 0.8)
     assert 0 < mask.sum() < 4
     check(method.loss(inputs, ()), 3 * share * loss, {'loss': loss}, labels=labels, mask=mask)
 
@@ -323,13 +323,13 @@ def test_pseudo_label_is_the_cross_entropy_with_confident_classes(progress, ramp
 def test_pseudo_label_learns_from_its_classes_as_constants():
     method = methods.create('pseudo_label', {'threshold': 0.8, 'weight': 3.0})
     inputs = fakes.inputs(method, seed=1, progress=0.2)
-    images = inputs.images['unlabeled.weak']
+    images = inputs.images[WEAK]
     check_gradient(method, inputs, lambda *params: 1.5 * pseudo_label(*params, images, 0.8)[0])
 
 
 def test_pseudo_label_counts_a_threshold_just_reached_and_no_image_below_it():
     views = fakes.images()
-    views['unlabeled.weak'][0] = 0  # a black image: 1/3 for each class, and the others have more
+    views[WEAK][0] = 0  # a black image: 1/3 for each class, and the others have more
     for threshold, mask in ((1 / 3, [1, 1, 1, 1]), (0.334, [0, 1, 1, 1]), (1.1, [0, 0, 0, 0])):
         method = methods.create('pseudo_label', {'threshold': threshold})
         inputs = fakes.inputs(method, views=views)
@@ -339,7 +339,7 @@ def test_pseudo_label_counts_a_threshold_just_reached_and_no_image_below_it():
 
 
 def consistency(student, teacher, views):
-    p, q = softmax(logits(teacher, views['unlabeled.weak'])), softmax(logits(student, views['unlabeled.weak2']))
+    p, q = softmax(logits(teacher, views[WEAK])), softmax(logits(student, views[WEAK2]))
     return ((p - q) ** 2).sum() / p.size
 
 
@@ -366,13 +366,13 @@ def test_pi_model_and_mean_teacher_train_the_student_on_the_second_view_only():
 
 
 def vat_start(inputs):
-    d = np.float64(jax.random.normal(inputs.key, inputs.images['unlabeled.weak'].shape)).reshape(4, -1)
+    d = np.float64(jax.random.normal(inputs.key, inputs.images[WEAK].shape)).reshape(4, -1)
     return d / np.linalg.norm(d, axis=1, keepdims=True)
 
 
 def vat_direction(params, inputs, xi, iterations):
     """Power iteration: with logits z = xW the gradient of KL(p || softmax(z)) in x is (softmax(z) - p) W'."""
-    x, w, d = np.float64(inputs.images['unlabeled.weak']).reshape(4, -1), double(params)['logits'], vat_start(inputs)
+    x, w, d = np.float64(inputs.images[WEAK]).reshape(4, -1), double(params)['logits'], vat_start(inputs)
     for _ in range(iterations):
         g = (softmax((x + xi * d) @ w) - softmax(x @ w)) @ w.T
         d = g / np.linalg.norm(g, axis=1, keepdims=True)
@@ -382,12 +382,12 @@ def vat_direction(params, inputs, xi, iterations):
 def vat_curvature(inputs):
     """The matrices H of each image: KL(p(x) || p(x + r)) is r'Hr / 2 for small r (the paper's Taylor expansion)."""
     w = double(inputs.params)['logits']
-    p = softmax(logits(inputs.params, inputs.images['unlabeled.weak']))
+    p = softmax(logits(inputs.params, inputs.images[WEAK]))
     return np.array([w @ (np.diag(q) - np.outer(q, q)) @ w.T for q in p])
 
 
 def vat(student, constant, inputs, epsilon, xi, iterations):
-    images = np.float64(inputs.images['unlabeled.weak'])
+    images = np.float64(inputs.images[WEAK])
     r = epsilon * vat_direction(constant, inputs, xi, iterations).reshape(images.shape)
     p = softmax(logits(constant, images))
     kl = (cross_entropy(p, logits(student, images + r)) - entropy(p)).mean()
@@ -398,12 +398,12 @@ def vat_perturbation(method, inputs):
     """What the method adds to the images in its last forward pass, `[n, pixels]`."""
     seen = []
 
-    def forward(params, images):
+    def forward(params, images, draw=''):
         seen.append(images)
         return fakes.forward(params, images)
 
     method.loss(dataclasses.replace(inputs, forward=forward), ())
-    return (np.float64(seen[-1]) - np.float64(inputs.images['unlabeled.weak'])).reshape(4, -1)
+    return (np.float64(seen[-1]) - np.float64(inputs.images[WEAK])).reshape(4, -1)
 
 
 @pytest.mark.parametrize(('progress', 'ramp', 'share'), RAMPS)
@@ -481,10 +481,10 @@ def mixed(keys, alpha, images, labels, per_example):
 
 def mixmatch(student, constant, inputs, temperature, alpha, per_example):
     """Algorithm 1. Returns L_X, L_U, the guesses and the mixed images."""
-    u1, u2 = (np.float64(inputs.images[view]) for view in ('unlabeled.weak', 'unlabeled.weak2'))
+    u1, u2 = (np.float64(inputs.images[view]) for view in (WEAK, WEAK2))
     guess = (softmax(logits(constant, u1)) + softmax(logits(constant, u2))) / 2
     guess = sharpen(guess, temperature) if temperature else one_hot(guess.argmax(-1))
-    images = np.concatenate([np.float64(inputs.images['labeled.weak']), u1, u2])
+    images = np.concatenate([np.float64(inputs.images[LABELED]), u1, u2])
     labels = np.concatenate([one_hot(inputs.labels), guess, guess])
     images, labels = mixed(jax.random.split(inputs.key), alpha, images, labels, per_example)
     z = logits(student, images)
@@ -533,12 +533,12 @@ REMIXMATCH = {'strong_views': 2, 'weight': 1.2, 'anchor_weight': 0.7, 'rotation_
 
 def remixmatch(student, constant, inputs, memory, share):
     """Algorithm 1 with two strong views. memory: mean predictions of the last batches, before this one."""
-    weak, *strong = (np.float64(inputs.images[v]) for v in ('unlabeled.weak', 'unlabeled.strong', 'unlabeled.strong2'))
+    weak, *strong = (np.float64(inputs.images[v]) for v in (WEAK, STRONG, STRONG2))
     p = softmax(logits(constant, weak))
     aligned = p * np.array([0.4, 0.4, 0.2]) / np.mean(memory, axis=0)  # the frequencies of fakes.LABELS
     guess = sharpen(aligned / aligned.sum(-1, keepdims=True), 0.5)
     order_key, mix_key, turn_key = jax.random.split(inputs.key, 3)
-    images = np.concatenate([np.float64(inputs.images['labeled.strong']), *strong, weak])
+    images = np.concatenate([np.float64(inputs.images[LABELED_STRONG]), *strong, weak])
     labels = np.concatenate([one_hot(inputs.labels), guess, guess, guess])
     images, labels = mixed((order_key, mix_key), 0.75, images, labels, per_example=True)
     turns = np.asarray(jax.random.randint(turn_key, (4,), 0, 4))
@@ -587,8 +587,8 @@ def test_remixmatch_has_no_gradient_through_its_guesses():
 @pytest.mark.parametrize('number', [1, 2, 8])
 def test_remixmatch_sees_as_many_strong_views_as_it_is_told(number):
     views = methods.create('remixmatch', {'strong_views': number}).views()
-    strong = {'unlabeled.strong', *(f'unlabeled.strong{k}' for k in range(2, number + 1))}
-    assert set(views) == {'labeled.strong', 'unlabeled.weak'} | strong
+    strong = {STRONG._replace(draw=k) for k in range(1, number + 1)}
+    assert set(views) == {LABELED_STRONG, WEAK} | strong
     assert methods.create('remixmatch', {}).heads() == {'rotation': (4,)}
 
 
@@ -596,13 +596,13 @@ def test_remixmatch_sees_as_many_strong_views_as_it_is_told(number):
 @pytest.mark.parametrize('soft', [False, True])
 def test_self_training_learns_from_the_labels_of_the_round(view, soft):
     method = methods.create('self_training', {'view': view, 'soft': soft, 'weight': 0.6, 'rounds': 3})
-    assert method.views() == {f'unlabeled.{view}': JOINT}
+    assert method.views() == {View('unlabeled', view): JOINT}
     rng = np.random.default_rng(0)
     labels = softmax(rng.standard_normal((7, 3))) if soft else one_hot(rng.integers(0, 3, 7))
     mask = np.array([1.0, 0, 0, 0, 0, 1, 1])
     state = {'labels': jnp.float32(labels), 'mask': jnp.float32(mask)}
     inputs = fakes.inputs(method)
-    images = inputs.images[f'unlabeled.{view}']
+    images = inputs.images[View('unlabeled', view)]
     loss, used = 0.0, []
     for image, index in zip(images, [5, 0, 2, 6], strict=True):
         used.append(mask[index])

@@ -15,9 +15,9 @@ import methods
 from data.augment import Rotated, Strong, Weak
 from errors import UserError
 from methods import terms
-from methods.base import IMAGES, JOINT
+from methods.base import IMAGES, JOINT, LABELED_ROTATED, ROTATED, STRONG, STRONG2, View
 
-STRONG = ('unlabeled.strong', 'unlabeled.strong2')  # both views of the methods with two
+STRONG = (STRONG, STRONG2)  # both views of the methods with two
 EPSILON = 1e-5  # of the batch norm in the methods' own networks
 
 
@@ -86,8 +86,8 @@ def rotated_views(copies, seed=0):
     """{view: its images, turned by NumPy}: all 4 copies of an image after one another, or one copy of each."""
     views = fakes.images(seed)
     for stream in ('labeled', 'unlabeled'):
-        images = np.repeat(views[f'{stream}.weak'], copies, axis=0)
-        views[f'{stream}.rotated'] = np.stack([np.rot90(image, j % 4) for j, image in enumerate(images)])
+        images = np.repeat(views[View(stream, 'weak')], copies, axis=0)
+        views[View(stream, 'rotated')] = np.stack([np.rot90(image, j % 4) for j, image in enumerate(images)])
     return views
 
 
@@ -103,16 +103,16 @@ def rotation(params, images):
 @pytest.mark.parametrize('seed', [0, 1])
 def test_rotation_is_the_cross_entropy_of_the_turns(copies, batch_norm, seed):
     method = methods.create('rotation', {'weight': 0.7, 'batch_norm': batch_norm})
-    assert method.views() == {'unlabeled.rotated': batch_norm}
+    assert method.views() == {ROTATED: batch_norm}
     passes = []
 
-    def forward(params, images):
+    def forward(params, images, draw=''):
         passes.append(len(images))
         return fakes.forward(params, images)
 
     inputs = fakes.inputs(method, views=rotated_views(copies, seed), forward=forward)
-    assert inputs.images['unlabeled.rotated'].shape == (4 * copies, *fakes.IMAGE_SHAPE)
-    loss, accuracy = rotation(double(inputs.params), inputs.images['unlabeled.rotated'])
+    assert inputs.images[ROTATED].shape == (4 * copies, *fakes.IMAGE_SHAPE)
+    loss, accuracy = rotation(double(inputs.params), inputs.images[ROTATED])
     check(method.loss(inputs, ()), 0.7 * loss, {'loss': loss, 'rotation_accuracy': accuracy})
     assert passes == ([] if batch_norm == JOINT else [4 * copies])
 
@@ -122,20 +122,22 @@ def test_a_head_that_knows_the_turns_is_always_right():
     views = fakes.images()
     bright = np.zeros((4, *fakes.IMAGE_SHAPE), np.float32)
     bright[:, 0] = 9
-    views['unlabeled.rotated'] = np.stack([np.rot90(bright[j // 4], j % 4) for j in range(16)])
+    views[ROTATED] = np.stack([np.rot90(bright[j // 4], j % 4) for j in range(16)])
     method = methods.create('rotation', {})
     inputs = fakes.inputs(method, views=views)
     sides = np.zeros((*fakes.IMAGE_SHAPE, 4), np.float32)
     sides[0, 1:3, 0, 0] = sides[1:3, 0, 0, 1] = sides[-1, 1:3, 0, 2] = sides[1:3, -1, 0, 3] = 1
-    outputs = fakes.network({'rotation': sides.reshape(16, 4)}, inputs.images['unlabeled.rotated'])
-    result = method.loss(dataclasses.replace(inputs, outputs={'unlabeled.rotated': outputs}), ())
+    outputs = fakes.network({'rotation': sides.reshape(16, 4)}, inputs.images[ROTATED])
+    result = method.loss(dataclasses.replace(inputs, outputs={ROTATED: outputs}), ())
     assert result.metrics['rotation_accuracy'] == 1
     assert result.loss < 1e-6
 
 
 def s4l(params, views, labels, all_copies, copies):
-    losses, accuracies = zip(*(rotation(params, views[f'{s}.rotated']) for s in ('labeled', 'unlabeled')), strict=True)
-    logits = fakes.network(params, np.float64(views['labeled.rotated']))['logits']
+    losses, accuracies = zip(
+        *(rotation(params, views[View(s, 'rotated')]) for s in ('labeled', 'unlabeled')), strict=True
+    )
+    logits = fakes.network(params, np.float64(views[LABELED_ROTATED]))['logits']
     counted = [j for j in range(len(logits)) if all_copies or j % 4 == 0]
     classes = [labels[j // copies] for j in counted]
     labeled = cross_entropy(classes, logits[counted]).mean()
@@ -473,7 +475,7 @@ def test_without_its_stopped_gradients_the_student_would_learn_something_else(na
 def test_byols_teacher_sees_both_views_in_one_batch():
     method, seen = make('byol'), []
 
-    def forward(params, images):
+    def forward(params, images, draw=''):
         seen.append(images)
         return fakes.forward(params, images)
 
@@ -495,7 +497,7 @@ def test_the_least_and_the_largest_losses():
         def run(params, network, x):
             return sign * x if network == 'predictor' else x
 
-        def forward(params, images):
+        def forward(params, images, draw=''):
             return {'features': jnp.float32(z)}, {}
 
         inputs = dataclasses.replace(inputs, outputs=outputs, mlp=run, forward=forward)
@@ -514,7 +516,7 @@ def test_the_least_and_the_largest_losses():
 @pytest.mark.parametrize('name', ['rotation', *OWN])
 def test_no_label_and_no_labeled_image_is_needed(name):
     method = make(name) if name in OWN else methods.create(name, {})
-    assert all(view.startswith('unlabeled') for view in method.views())
+    assert all(view.stream == 'unlabeled' for view in method.views())
     inputs = fakes.inputs(method)
     alone = dataclasses.replace(
         inputs,

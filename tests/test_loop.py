@@ -1,6 +1,8 @@
 """Whole runs: the run folder, exact evaluation, stopping and going on."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -15,12 +17,13 @@ import time
 import jax
 import numpy as np
 import pytest
+from conftest import TINY
 
 from errors import UserError
-from train import evaluation, loop
-from train import step as step_lib
-from train.checkpoint import Checkpoints
+from train import checkpoint, diagnostics, evaluation, log, run_folder
+from train import run as run_lib
 from train.run_folder import RunFolder
+from train.step import Metrics
 from train.streams import Streams
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -36,44 +39,51 @@ def without_times(workdir):
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows(workdir)]
 
 
-def final_state(settings, workdir, data_dir):
+def final_state(workdir):
     """Returns every array of the last checkpoint by name."""
-    streams = Streams.load(settings, data_dir)
-    trainer = step_lib.Trainer.create(settings, streams.spec(settings))
-    batch = streams.batches(trainer.batch_sizes, 0, 0)
-    like = step_lib.init(trainer, batch)
-    with Checkpoints(workdir / 'checkpoints') as checkpoints:
-        state = checkpoints.latest(like)
-    leaves = jax.tree_util.tree_leaves_with_path(state)
+    leaves = jax.tree_util.tree_leaves_with_path(checkpoint.read(workdir)[1])
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
 
 
-def assert_same_end(settings, a, b, data_dir):
-    a_state, b_state = (final_state(settings, folder, data_dir) for folder in (a, b))
-    assert a_state.keys() == b_state.keys()
-    for name, value in a_state.items():
-        np.testing.assert_array_equal(value, b_state[name], err_msg=name)
+def assert_same_state(a, b):
+    a, b = final_state(a), final_state(b)
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        np.testing.assert_array_equal(value, b[name], err_msg=name)
+
+
+def assert_same_end(a, b):
+    assert_same_state(a, b)
     assert without_times(a) == without_times(b)
     results = [json.loads((folder / 'result.json').read_text())['test_accuracy'] for folder in (a, b)]
     assert results[0] == results[1]
 
 
+@pytest.fixture(scope='module')
+def finished(make_settings, data_dir, tmp_path_factory):
+    """Returns a function: config -> (settings, folder, result) of a run that was not interrupted."""
+
+    @functools.cache
+    def make(name: str, **overrides):
+        settings = make_settings(name, **overrides)
+        workdir = tmp_path_factory.mktemp('runs') / name
+        return settings, workdir, run_lib.run(settings, workdir, data_dir)
+
+    return make
+
+
 # One method without rounds and one with; tests/test_behaviour.py has all of them through a checkpoint.
-@pytest.fixture(scope='module', params=['fixmatch', 'self_training'])
-def finished(request, make_settings, data_dir, tmp_path_factory):
-    """Returns (name of the config, settings, folder of an uninterrupted run, its result)."""
-    settings = make_settings(request.param)
-    workdir = tmp_path_factory.mktemp('runs') / request.param
-    return request.param, settings, workdir, loop.run(settings, workdir, data_dir)
+BOTH = pytest.mark.parametrize('name', ['fixmatch', 'self_training'])
 
 
-def test_a_run_leaves_the_files_it_should(finished):
-    name, settings, workdir, result = finished
+@BOTH
+def test_a_run_leaves_the_files_it_should(name, finished):
+    settings, workdir, result = finished(name)
     assert json.loads((workdir / 'config.json').read_text())['methods'].keys() == settings.methods.keys()
     labels = json.loads((workdir / 'labels.json').read_text())
     assert len(labels['labeled']) == 20
     assert np.bincount(labels['classes']).tolist() == [2] * 10
-    assert result == json.loads((workdir / 'result.json').read_text())
+    assert result == json.loads((workdir / 'result.json').read_text()) == run_folder.finished(workdir)
     assert [row['step'] for row in rows(workdir, 'loss')] == [2, 4, 6, 8, 10, 12]
     assert [row['step'] for row in rows(workdir, 'test_accuracy')] == [3, 6, 9, 12]
     accuracies = [row['test_accuracy'] for row in rows(workdir, 'test_accuracy')]
@@ -86,28 +96,34 @@ def test_a_run_leaves_the_files_it_should(finished):
     assert all(math.isfinite(row['loss']) for row in rows(workdir, 'loss'))
     assert result['protocol']['methods'].keys() == {'supervised', name}
     assert result['seconds'] > 0
+    assert result['devices'] == 2
+    assert result['device'].startswith('2 x ')
     assert {p.name for p in (workdir / 'checkpoints').iterdir() if p.name.isdigit()} == {'8', '12'}
     assert result['versions']['jax'] == jax.__version__
+    state = final_state(workdir)
+    assert state["['step']"] == settings.steps
+    assert any(np.any(v != state[k.replace('ema_params', 'params')]) for k, v in state.items() if 'ema_params' in k)
 
 
-def test_a_finished_run_is_not_run_again(finished, data_dir):
-    _, settings, workdir, result = finished
+def test_a_folder_is_named_by_all_methods_and_by_all_settings(make_settings):
+    names = [run_folder.default(make_settings(seed=seed)).name for seed in (0, 0, 1)]
+    assert names[0] == names[1] != names[2]
+    assert all(name.startswith('fixmatch+supervised-digits-20-') for name in names)
+
+
+def test_a_finished_run_is_not_run_again(finished, data_dir, capsys):
+    settings, workdir, result = finished('fixmatch')
     before = (workdir / 'metrics.jsonl').read_bytes()
-    assert loop.run(settings, workdir, data_dir) == result
+    assert run_lib.run(settings, workdir, data_dir) == result
     assert (workdir / 'metrics.jsonl').read_bytes() == before
+    assert capsys.readouterr().out == f'{workdir} holds this very run, finished.\n'
 
 
-def test_last_checkpoint_counts_the_steps_and_holds_the_ema(finished, data_dir):
-    _, settings, workdir, _ = finished
-    state = final_state(settings, workdir, data_dir)
-    assert state['.step'] == settings.steps
-    assert any(np.any(v != state[k.replace('.ema_params', '.params')]) for k, v in state.items() if '.ema_' in k)
-
-
+@BOTH
 def test_test_images_reach_no_parameter_and_a_run_compiles_its_step_once(
-    finished, data_dir, tmp_path, monkeypatch, caplog
+    name, finished, data_dir, tmp_path, monkeypatch, caplog
 ):
-    _, settings, reference, _ = finished
+    settings, reference, _ = finished(name)
     load = Streams.load
 
     def with_another_test_set(*args):
@@ -117,44 +133,38 @@ def test_test_images_reach_no_parameter_and_a_run_compiles_its_step_once(
 
     monkeypatch.setattr(Streams, 'load', with_another_test_set)
     with jax.log_compiles():
-        loop.run(settings, tmp_path / 'run', data_dir)
+        run_lib.run(settings, tmp_path / 'run', data_dir)
     assert caplog.text.count('Compiling jit(step)') == 1
-    monkeypatch.undo()
-    states = [final_state(settings, folder, data_dir) for folder in (reference, tmp_path / 'run')]
-    for name, value in states[0].items():
-        np.testing.assert_array_equal(value, states[1][name], err_msg=name)
+    assert_same_state(reference, tmp_path / 'run')
     assert rows(reference, 'test_loss') != rows(tmp_path / 'run', 'test_loss')
 
 
-class Killed(BaseException):
-    """Ends a run in the middle of the loop, as nothing that the loop handles would."""
+@BOTH
+def test_a_run_that_died_again_and_again_ends_like_an_uninterrupted_one(name, finished, data_dir, tmp_path, dies_at):
+    """Before the first checkpoint, between a checkpoint and a round (after step 6), and shortly before the end."""
+    settings, reference, _ = finished(name)
+    for step in (3, 6, 11):
+        with dies_at(step):
+            run_lib.run(settings, tmp_path / 'run', data_dir)
+        assert not (tmp_path / 'run' / 'result.json').exists()
+    run_lib.run(settings, tmp_path / 'run', data_dir)
+    assert_same_end(reference, tmp_path / 'run')
 
 
-@pytest.mark.parametrize('stop', [3, 6, 11])
-def test_a_run_that_died_ends_like_an_uninterrupted_one(finished, stop, data_dir, tmp_path, monkeypatch):
-    _, settings, reference, _ = finished
-    draw = Streams.batch
-
-    def batch(self, stream, seed, step, size):
-        if step == stop:
-            raise Killed
-        return draw(self, stream, seed, step, size)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Streams, 'batch', batch)
-        with pytest.raises(Killed):
-            loop.run(settings, tmp_path / 'run', data_dir)
-    assert not (tmp_path / 'run' / 'result.json').exists()
-    loop.run(settings, tmp_path / 'run', data_dir)
-    assert_same_end(settings, reference, tmp_path / 'run', data_dir)
+# Real signals, to main.py
 
 
-def main_process(name, workdir, data_dir, steps):
-    tiny = {'batch_size': 4, 'data.unlabeled_ratio': 2, 'model.blocks': '(1,)', 'model.width': 1}
-    every = {'steps': steps, 'log_steps': 2, 'eval_steps': 3, 'checkpoint_steps': 4}
-    flags = [f'--config.{key}={value}' for key, value in (tiny | every).items()]
-    command = (sys.executable, 'main.py', f'--config=configs/{name}.py', f'--workdir={workdir}')
-    return subprocess.Popen((*command, f'--data_dir={data_dir}', *flags), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+@contextlib.contextmanager
+def main_process(name, workdir, data_dir, **overrides):
+    flags = [f'--config.{key}={value}' for key, value in {**TINY, **overrides}.items()]
+    folders = f'--workdir={workdir}', f'--data_dir={data_dir}'
+    command = (sys.executable, 'main.py', f'--config=configs/{name}.py', *folders, *flags)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def wait_for(process, path):
@@ -163,50 +173,50 @@ def wait_for(process, path):
         time.sleep(0.001)
 
 
-@pytest.fixture(scope='module', params=['fixmatch', 'self_training'])
-def longer(request, make_settings, data_dir, tmp_path_factory):
-    """Returns the same as `finished` for a run that lasts long enough to be stopped for sure."""
-    settings = make_settings(request.param, steps=60)
-    workdir = tmp_path_factory.mktemp('runs') / request.param
-    loop.run(settings, workdir, data_dir)
-    return request.param, settings, workdir
+def test_killed_and_stopped_by_signals_a_run_ends_like_an_uninterrupted_one(finished, data_dir, tmp_path):
+    """kill -9 after a save and during one, SIGTERM, Ctrl-C, in turn; each time the same command goes on."""
+    steps = 80  # enough to be stopped four times for sure
+    name, workdir = 'self_training', tmp_path / 'run'
+    _, reference, _ = finished(name, steps=steps)
+
+    def next_save():
+        latest = max((int(p.name) for p in workdir.glob('checkpoints/*') if p.name.isdigit()), default=0)
+        return latest // TINY['checkpoint_steps'] * TINY['checkpoint_steps'] + TINY['checkpoint_steps']
+
+    for moment in ('', '.orbax-checkpoint-tmp'):
+        with main_process(name, workdir, data_dir, steps=steps) as process:
+            wait_for(process, workdir / 'checkpoints' / f'{next_save()}{moment}')
+            time.sleep(random.uniform(0, 0.02))
+            process.kill()
+            process.communicate()
+            assert process.returncode == -signal.SIGKILL
+        assert not (workdir / 'result.json').exists()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with main_process(name, workdir, data_dir, steps=steps) as process:
+            wait_for(process, workdir / 'checkpoints' / str(next_save()))
+            process.send_signal(number)
+            _, errors = process.communicate()
+            assert process.returncode == 128 + number, errors
+        step, state = checkpoint.read(workdir)
+        assert f'Interrupted after step {step}, saved in {workdir}.' in errors
+        assert errors.strip().splitlines()[-1].endswith('The same command continues.')
+        assert step == state['step'] < steps
+        assert not (workdir / 'result.json').exists()
+    with main_process(name, workdir, data_dir, steps=steps) as process:
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert f'Continuing after step {step}.' in output
+    assert f'--config.model.pretrained={workdir}' in output.splitlines()[-1]
+    assert_same_end(reference, workdir)
 
 
-@pytest.mark.parametrize('moment', ['4', '8.orbax-checkpoint-tmp'])
-def test_sigkill_loses_nothing_but_steps_even_during_a_save(longer, moment, data_dir, tmp_path):
-    name, settings, reference = longer
-    workdir = tmp_path / 'run'
-    process = main_process(name, workdir, data_dir, settings.steps)
-    wait_for(process, workdir / 'checkpoints' / moment)
-    time.sleep(random.uniform(0, 0.02))
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert not (workdir / 'result.json').exists()
-    again = main_process(name, workdir, data_dir, settings.steps)
-    _, errors = again.communicate()
-    assert again.returncode == 0, errors
-    assert_same_end(settings, reference, workdir, data_dir)
+# Damage
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_signal_finishes_the_step_saves_and_says_so(longer, number, data_dir, tmp_path):
-    name, settings, reference = longer
-    workdir = tmp_path / 'run'
-    process = main_process(name, workdir, data_dir, settings.steps)
-    wait_for(process, workdir / 'checkpoints' / '4')
-    process.send_signal(number)
-    _, errors = process.communicate()
-    assert process.returncode == 128 + number, errors
-    assert errors.strip().splitlines()[-1].endswith('The same command continues.')
-    assert not (workdir / 'result.json').exists()
-    loop.run(settings, workdir, data_dir)
-    assert_same_end(settings, reference, workdir, data_dir)
-
-
+@pytest.mark.filterwarnings('ignore')  # orbax has its own to say
 @pytest.mark.parametrize('damage', ['truncated', 'bytes', 'missing'])
 def test_damaged_newest_checkpoint_is_reported_and_the_one_before_used(finished, damage, data_dir, tmp_path, caplog):
-    _, settings, reference, _ = finished
+    settings, reference, _ = finished('fixmatch')
     workdir = tmp_path / 'run'
     shutil.copytree(reference, workdir)
     (workdir / 'result.json').unlink()
@@ -215,85 +225,109 @@ def test_damaged_newest_checkpoint_is_reported_and_the_one_before_used(finished,
     assert files
     for file in files:
         content = file.read_bytes()
+        middle = len(content) // 2
         if damage == 'truncated':
-            file.write_bytes(content[: len(content) // 2])
+            file.write_bytes(content[:middle])
         elif damage == 'bytes':
-            middle = len(content) // 2
-            file.write_bytes(
-                content[:middle] + bytes(b ^ 255 for b in content[middle : middle + 64]) + content[middle + 64 :]
-            )
+            changed = bytes(b ^ 255 for b in content[middle : middle + 64])
+            file.write_bytes(content[:middle] + changed + content[middle + 64 :])
         else:
             file.unlink()
-    loop.run(settings, workdir, data_dir)
+    run_lib.run(settings, workdir, data_dir)
     assert 'Checkpoint 12 cannot be read' in caplog.text
-    assert_same_end(settings, reference, workdir, data_dir)
+    assert_same_end(reference, workdir)
 
 
 def test_other_settings_are_refused_with_the_difference(finished, make_settings, data_dir):
-    name, _, workdir, _ = finished
+    _, workdir, _ = finished('fixmatch')
     before = sorted(p.name for p in workdir.iterdir())
     with pytest.raises(UserError, match=r'other settings \(optimizer\.learning_rate was 0\.\d+, now 0\.5\)'):
-        loop.run(make_settings(name, **{'optimizer.learning_rate': 0.5}), workdir, data_dir)
+        run_lib.run(make_settings('fixmatch', **{'optimizer.learning_rate': 0.5}), workdir, data_dir)
     assert sorted(p.name for p in workdir.iterdir()) == before
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(make_settings, data_dir, tmp_path):
     settings = make_settings('supervised', **{'optimizer.learning_rate': 1e18, 'checkpoint_steps': 1, 'log_steps': 5})
     with pytest.raises(UserError, match=r'not finite at step \d+\.'):
-        loop.run(settings, tmp_path / 'run', data_dir)
-    for name, value in final_state(settings, tmp_path / 'run', data_dir).items():
+        run_lib.run(settings, tmp_path / 'run', data_dir)
+    for name, value in final_state(tmp_path / 'run').items():
         assert np.all(np.isfinite(value)), name
 
 
-def test_selection_is_by_validation_and_never_by_test(make_settings, data_dir, tmp_path):
-    settings = make_settings('supervised', **{'data.validation': 100, 'eval_steps': 2, 'checkpoint_steps': 2})
-    result = loop.run(settings, tmp_path / 'run', data_dir)
-    evaluations = rows(tmp_path / 'run', 'test_accuracy')
+VALIDATED = {'data.validation': 100, 'eval_steps': 2, 'checkpoint_steps': 2}
+
+
+def test_selection_is_by_validation_and_never_by_test(finished, data_dir):
+    settings, workdir, result = finished('supervised', **VALIDATED)
+    evaluations = rows(workdir, 'test_accuracy')
     validation = [row['validation_accuracy'] for row in evaluations]
     best = evaluations[validation.index(max(validation))]
     assert result['test_accuracy']['selected'] == best['test_accuracy']
-    kept = {int(path.name) for path in (tmp_path / 'run' / 'checkpoints').iterdir() if path.name.isdigit()}
+    kept = {int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()}
     assert max(validation) == max(row['validation_accuracy'] for row in evaluations if row['step'] in kept)
     assert {10, 12} <= kept
     assert len(kept) <= 3
-    manifest = json.loads((tmp_path / 'run' / 'labels.json').read_text())
+    manifest = json.loads((workdir / 'labels.json').read_text())
     streams = Streams.load(settings, data_dir)
     assert len(manifest['validation']) == 100
     assert not set(manifest['validation']) & set(streams.indices['unlabeled'].tolist())
 
 
+def test_damaged_metrics_of_a_checkpoint_cost_that_checkpoint_only(finished, data_dir, tmp_path, caplog):
+    settings, reference, result = finished('supervised', **VALIDATED)
+    shutil.copytree(reference, tmp_path / 'run')
+    (tmp_path / 'run' / 'result.json').unlink()
+    (tmp_path / 'run' / 'checkpoints' / '12' / 'metrics' / 'metrics').write_text('')
+    again = run_lib.run(settings, tmp_path / 'run', data_dir)
+    assert 'Checkpoint 12 cannot be read' in caplog.text
+    assert again['test_accuracy'] == result['test_accuracy']
+
+
 def test_labels_of_an_earlier_run_can_be_used_again(finished, make_settings, data_dir):
-    _, settings, workdir, _ = finished
+    settings, workdir, _ = finished('fixmatch')
     other = make_settings('supervised', seed=5, **{'data.manifest': str(workdir / 'labels.json')})
     drawn, reused = (Streams.load(s, data_dir) for s in (settings, other))
     np.testing.assert_array_equal(drawn.indices['labeled'], reused.indices['labeled'])
     assert drawn.manifest == reused.manifest
 
 
-@pytest.mark.parametrize('count', [1, 7, 512, 513])
-def test_evaluation_counts_every_example_exactly_once(count, make_settings, data_dir, mesh, monkeypatch):
+def test_a_run_is_not_continued_with_other_labels(finished, make_settings, data_dir, tmp_path, dies_at):
+    _, workdir, _ = finished('fixmatch')
+    manifest = json.loads((workdir / 'labels.json').read_text())
+    path = tmp_path / 'labels.json'
+    path.write_text(json.dumps(manifest))
+    settings = make_settings('supervised', **{'data.manifest': str(path)})
+    with dies_at(1):
+        run_lib.run(settings, tmp_path / 'run', data_dir)
+    path.write_text(json.dumps({**manifest, 'seed': 7}))
+    with pytest.raises(UserError, match='begun with other labels'):
+        run_lib.run(settings, tmp_path / 'run', data_dir)
+
+
+def test_evaluation_counts_every_example_exactly_once(make_settings, data_dir, mesh, monkeypatch):
     monkeypatch.setattr(evaluation, 'PIXELS', 256 * 8 * 8)
-    settings = make_settings('supervised')
-    trainer = step_lib.Trainer.create(settings, Streams.load(settings, data_dir).spec(settings))
+    trainer, _ = run_lib.prepare(make_settings('supervised'), data_dir)
     variables = trainer.model.init(jax.random.key(0), (8, 8, 1))
+    predict = functools.partial(evaluation.create(trainer, mesh), variables['params'], variables['batch_stats'])
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (count, 8, 8, 1), np.uint8)
-    labels = rng.integers(0, 10, count).astype(np.int32)
-    predicted = evaluation.create(trainer, mesh)(variables['params'], variables['batch_stats'], images)
-    score = evaluation.score(predicted, labels)
+    images = rng.integers(0, 256, (513, 8, 8, 1), np.uint8)
+    labels = rng.integers(0, 10, 513).astype(np.int32)
     normalised = (images.astype(np.float32) / 255 - 0.5) / 0.5
-    logits = trainer.model.apply(variables, step_lib.models.Batch(normalised), train=False)[0]['logits'].grad
+    logits = trainer.model.apply(variables, normalised)[0]['logits']
     logits = np.float64(logits)
-    np.testing.assert_allclose(predicted, logits, rtol=1e-4, atol=1e-5)
-    assert score['accuracy'] == pytest.approx((logits.argmax(-1) == labels).mean())
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    assert score['loss'] == pytest.approx(-log_p[np.arange(count), labels].mean(), rel=1e-4)
+    for count in (1, 7, 512, 513):
+        predicted = predict(images[:count])
+        np.testing.assert_allclose(predicted, logits[:count], rtol=1e-4, atol=1e-5)
+        score = evaluation.score(predicted, labels[:count])
+        assert score['accuracy'] == pytest.approx((logits.argmax(-1) == labels)[:count].mean())
+        assert score['loss'] == pytest.approx(-log_p[np.arange(count), labels[:count]].mean(), rel=1e-4)
 
 
 def test_a_folder_that_cannot_be_written_is_a_users_error(make_settings, data_dir, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='Cannot write to'):
-        loop.run(make_settings(), tmp_path / 'file' / 'run', data_dir)
+        run_lib.run(make_settings(), tmp_path / 'file' / 'run', data_dir)
 
 
 def test_one_process_at_a_time_works_in_a_folder(make_settings, tmp_path):
@@ -304,33 +338,42 @@ def test_one_process_at_a_time_works_in_a_folder(make_settings, tmp_path):
         pass
 
 
-def test_damaged_metrics_of_a_checkpoint_cost_that_checkpoint_only(make_settings, data_dir, tmp_path, caplog):
-    settings = make_settings('supervised', **{'data.validation': 100, 'eval_steps': 2, 'checkpoint_steps': 2})
-    result = loop.run(settings, tmp_path / 'run', data_dir)
-    (tmp_path / 'run' / 'result.json').unlink()
-    (tmp_path / 'run' / 'checkpoints' / '12' / 'metrics' / 'metrics').write_text('')
-    again = loop.run(settings, tmp_path / 'run', data_dir)
-    assert 'Checkpoint 12 cannot be read' in caplog.text
-    assert again['test_accuracy'] == result['test_accuracy']
+# What a run says on the way
 
 
-def test_a_run_is_not_continued_with_other_labels(finished, make_settings, data_dir, tmp_path):
-    _, _, workdir, _ = finished
-    manifest = json.loads((workdir / 'labels.json').read_text())
-    path = tmp_path / 'labels.json'
-    path.write_text(json.dumps(manifest))
-    settings = make_settings('supervised', **{'data.manifest': str(path)})
-    loop.run(settings, tmp_path / 'run', data_dir)
-    (tmp_path / 'run' / 'result.json').unlink()
-    path.write_text(json.dumps({**manifest, 'seed': 7}))
-    with pytest.raises(UserError, match='begun with other labels'):
-        loop.run(settings, tmp_path / 'run', data_dir)
-
-
-def test_a_labeled_loss_of_zero_is_no_warning(make_settings, tmp_path, data_dir, caplog):
-    settings = make_settings('supervised')
-    trainer, _ = loop.prepare(settings, data_dir)
-    with RunFolder(tmp_path / 'run', settings) as folder, loop._Log(folder, trainer, 0) as log:
-        for step in range(settings.steps):
-            log._watch.row(step, {'supervised/loss': 0.0})
+@pytest.mark.parametrize(('name', 'silent'), [('supervised', {'supervised': 12}), ('fixmatch', {'supervised': 12})])
+def test_a_labeled_loss_of_zero_is_no_warning(name, silent, make_settings, data_dir, caplog):
+    settings = make_settings(name)
+    trainer, _ = run_lib.prepare(settings, data_dir)
+    assert log.silent_steps(trainer) == silent
+    watch = diagnostics.Watch(settings.steps, log.silent_steps(trainer))
+    for step in range(settings.steps):
+        watch.row(step, {'supervised/loss': 0.0})
     assert not caplog.records
+
+
+def test_lines_of_a_log_file_have_the_speed_of_now_and_the_time_that_is_left(
+    make_settings, data_dir, tmp_path, monkeypatch, capsys
+):
+    """The first step takes a minute, the others 10 seconds, an evaluation after step 6 100 seconds."""
+    settings = make_settings('supervised')  # 12 steps of 4 images, a row every 2
+    trainer, _ = run_lib.prepare(settings, data_dir)
+    now = 0.0
+    monkeypatch.setattr(time, 'monotonic', lambda: now)
+    names = ('loss', 'gradient_norm', 'parameter_norm')
+    metrics = Metrics({name: np.float32([2, 1]) for name in names}, {})
+    with RunFolder(tmp_path / 'run', settings) as folder, log.Log(folder, trainer, 0) as lines:
+        for step in range(1, 13):
+            now += 60 if step == 1 else 10
+            lines.step(step, metrics)
+            lines.flush()
+            if step == 6:
+                now += 100
+                lines.evaluation(step, {'test_accuracy': 0.5})
+    assert [line.split(', ')[:3] for line in capsys.readouterr().err.splitlines()] == [
+        [f'step {step} of 12', f'{left} left', '0.1 steps/s']
+        for step, left in ((2, '01:40'), (4, '01:20'), (6, '01:00'), (8, '00:40'), (10, '00:20'))
+    ] + [['step 12 of 12', '0.1 steps/s', 'loss 2.000']]
+    speeds = [row['images_per_second'] for row in rows(tmp_path / 'run', 'loss')]
+    np.testing.assert_allclose(speeds, 0.4)
+    assert rows(tmp_path / 'run')[-1]['seconds'] == 60 + 11 * 10 + 100

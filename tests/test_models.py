@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,9 @@ from scipy import signal
 
 import models
 from errors import UserError
-from models import Batch, conv, layers
+from models import conv, layers
+from models.network import Network
+from models.preprocess import Preprocessing
 
 
 def random(*shape, seed=0):
@@ -97,20 +100,25 @@ def test_depthwise_gradient_equals_xlas_on_any_number_of_devices(devices):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), actual, expected)
 
 
-def apply_norm(x, train, variables=None):
+def apply_norm(x, train, variables=None, given=None):
+    """Returns output, running statistics and the moments of the batch."""
     norm = layers.BatchNorm(momentum=0.9, epsilon=1e-3)
-    variables = variables or norm.init(jax.random.key(0), x, layers.Mode(train=False))
-    return norm.apply(variables, x, layers.Mode(train), mutable=['batch_stats'])
+    variables = variables or norm.init(jax.random.key(0), x, train=False)
+    collections = {**variables, 'given': given or {}}
+    out, state = norm.apply(collections, x, train, mutable=['batch_stats', 'moments'])
+    return out, state['batch_stats'], state.get('moments')
 
 
 def test_batch_norm_equals_numpy_and_keeps_torchs_running_statistics():
     x = random(6, 4, 4, 3) * 3 + 1
-    out, state = apply_norm(Batch(x), train=True)
+    out, stats, moments = apply_norm(x, train=True)
     mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
-    np.testing.assert_allclose(out.grad, (x - mean) / np.sqrt(var + 1e-3), rtol=1e-4, atol=1e-5)
-    stats = state['batch_stats']
+    np.testing.assert_allclose(out, (x - mean) / np.sqrt(var + 1e-3), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(stats['mean'], 0.1 * mean, rtol=1e-5)
     np.testing.assert_allclose(stats['var'], 0.9 + 0.1 * x.var((0, 1, 2), ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(moments['mean'], mean, rtol=1e-5)
+    np.testing.assert_allclose(moments['var'], var, rtol=1e-5)
+    assert moments['count'] == 6 * 4 * 4
 
 
 def test_evaluation_uses_running_statistics_and_leaves_them_alone():
@@ -119,10 +127,12 @@ def test_evaluation_uses_running_statistics_and_leaves_them_alone():
         'params': {'scale': np.float32([1, 2, 3]), 'bias': np.float32([0, 1, 2])},
         'batch_stats': {'mean': np.float32([1, 0, -1]), 'var': np.float32([4, 1, 0.25])},
     }
-    out, state = apply_norm(Batch(x), False, variables)
     expected = (x - [1, 0, -1]) / np.sqrt(np.array([4, 1, 0.25]) + 1e-3) * [1, 2, 3] + [0, 1, 2]
-    np.testing.assert_allclose(out.grad, expected, rtol=1e-4, atol=1e-4)
-    jax.tree.map(np.testing.assert_array_equal, state['batch_stats'], variables['batch_stats'])
+    # A frozen layer is the same in training.
+    for train, given in ((False, None), (True, variables['batch_stats'])):
+        out, stats, _ = apply_norm(x, train, variables, given)
+        np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+        jax.tree.map(np.testing.assert_array_equal, stats, variables['batch_stats'])
 
 
 @pytest.fixture(scope='module')
@@ -131,41 +141,80 @@ def small():
     return model, model.init(jax.random.key(0), (8, 8, 1))
 
 
-def test_part_without_gradient_uses_the_statistics_of_the_other(small):
+def test_images_beside_a_batch_use_its_statistics(small):
     model, variables = small
     a, b = random(4, 8, 8, 1), random(4, 8, 8, 1, seed=1) * 2 + 1
-    apply = compiled(model, train=True)
-    (alone, _), (beside, _), (twice, _) = (apply(variables, batch) for batch in (Batch(a), Batch(a, b), Batch(a, a)))
+    alone, _ = compiled(model, train=True)(variables, a)
+    apply = jax.jit(model.apply_beside)
+    (batch, other, _), (same, twice, _) = (apply(variables, images) for images in ((a, b), (a, a)))
     for name in ('features', 'logits'):
-        np.testing.assert_allclose(beside[name].grad, alone[name].grad, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(twice[name].no_grad, alone[name].grad, rtol=1e-5, atol=1e-5)
+        for outputs in (batch, same, twice):
+            np.testing.assert_allclose(outputs[name], alone[name], rtol=1e-5, atol=1e-5)
+        assert np.abs(other[name] - alone[name]).max() > 0.1
 
 
-def test_running_statistics_are_over_both_parts():
+def test_running_statistics_are_over_both_batches():
     a, b = random(4, 5, 5, 3), random(6, 5, 5, 3, seed=1) * 2 + 1
-    out, state = apply_norm(Batch(a, b), train=True)
+    _, _, moments = apply_norm(a, train=True)
+    out, stats, _ = apply_norm(b, train=True, given=moments)
     mean, std = a.mean((0, 1, 2)), np.sqrt(a.var((0, 1, 2)) + 1e-3)
-    np.testing.assert_allclose(out.no_grad, (b - mean) / std, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(out, (b - mean) / std, rtol=1e-4, atol=1e-4)
     both = np.concatenate([a, b])
-    np.testing.assert_allclose(state['batch_stats']['mean'], 0.1 * both.mean((0, 1, 2)), rtol=1e-4)
-    expected = 0.9 + 0.1 * both.var((0, 1, 2), ddof=1)
-    np.testing.assert_allclose(state['batch_stats']['var'], expected, rtol=1e-4)
+    np.testing.assert_allclose(stats['mean'], 0.1 * both.mean((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(stats['var'], 0.9 + 0.1 * both.var((0, 1, 2), ddof=1), rtol=1e-4)
 
 
-def test_part_without_gradient_gives_no_gradient_to_anything(small):
+def test_images_beside_a_batch_give_no_gradient_to_anything(small):
     model, variables = small
     a, b = random(4, 8, 8, 1), random(6, 8, 8, 1, seed=1)
 
     def loss(params, b, part):
-        out, _ = model.apply({**variables, 'params': params}, Batch(a, b), train=True)
-        return jnp.sum(getattr(out['logits'], part) ** 2)
+        outputs = model.apply_beside({**variables, 'params': params}, (a, b))
+        return jnp.sum(outputs[part]['logits'] ** 2)
 
     gradients = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
-    to_params, to_images = gradients(variables['params'], b, 'no_grad')
+    to_params, to_images = gradients(variables['params'], b, 1)
     assert all(not np.any(g) for g in jax.tree.leaves((to_params, to_images)))
-    to_params, to_images = gradients(variables['params'], b, 'grad')
+    to_params, to_images = gradients(variables['params'], b, 0)
     assert not np.any(to_images)  # not even through the statistics
     assert all(np.any(g) for g in jax.tree.leaves(to_params))
+
+
+class Nested(nn.Module):
+    """A network as somebody else would write it: blocks of layers, named by Flax, and our batch norm."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        for _ in range(2):
+            x = Block()(x, train)
+        return {'map': x, 'features': x.mean((1, 2))}
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(4, (3, 3))(x)
+        return nn.relu(layers.BatchNorm(0.9, 1e-5)(x, train))
+
+
+def test_a_network_of_somebody_else_needs_our_batch_norm_and_names_of_its_outputs():
+    model = models.Model(Network(Nested(), 3, {'rotation': (4,)}), Preprocessing((0.5,), (0.5,)))
+    variables = model.init(jax.random.key(0), (8, 8, 3))
+    names = ['Block_0/Conv_0', 'Block_0/BatchNorm_0', 'Block_1/Conv_0', 'Block_1/BatchNorm_0', 'head', 'head_rotation1']
+    assert set(variables['params']) == set(names)
+    assert [model.layers[name].depth for name in names] == [0, 1, 2, 3, 4, 4]
+    a, b = random(4, 8, 8, 3), random(4, 8, 8, 3, seed=1) + 2
+    outputs, beside, stats = model.apply_beside(variables, (a, b))
+    alone, stats_alone = model.apply(variables, a, train=True)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), outputs, alone)
+    assert np.abs(beside['logits'] - outputs['logits']).max() > 1e-3
+    assert set(stats) == {'Block_0/BatchNorm_0', 'Block_1/BatchNorm_0'}
+    assert all(np.any(stats[layer]['mean'] != stats_alone[layer]['mean']) for layer in stats)
+    # A frozen layer keeps its running statistics and uses them.
+    frozen, kept = model.apply(variables, a, train=True, frozen=frozenset(variables['params']))
+    jax.tree.map(np.testing.assert_array_equal, kept, variables['batch_stats'])
+    evaluated, _ = model.apply(variables, a)
+    jax.tree.map(np.testing.assert_array_equal, frozen, evaluated)
 
 
 @pytest.mark.parametrize(('width', 'classes', 'millions'), [(2, 10, 1.47), (8, 100, 23.40)])
@@ -178,9 +227,9 @@ def test_wide_resnets_have_the_published_number_of_parameters(width, classes, mi
 def test_wide_resnet_has_the_stated_outputs_and_initial_variance():
     model = models.create('wide_resnet', 10, blocks=(1, 1, 1), width=2)
     variables = model.init(jax.random.key(0), (16, 16, 3))
-    outputs, _ = jax.eval_shape(compiled(model, train=False), variables, Batch(random(2, 16, 16, 3)))
-    assert outputs['features'].grad.shape == (2, 128)
-    assert outputs['logits'].grad.shape == (2, 10)
+    outputs, _ = jax.eval_shape(compiled(model, train=False), variables, random(2, 16, 16, 3))
+    assert outputs['features'].shape == (2, 128)
+    assert outputs['logits'].shape == (2, 10)
     kernel = variables['params']['stage3_block1_conv2']['kernel']
     assert np.std(kernel) == pytest.approx(np.sqrt(2 / (9 * 128)), rel=0.02)
 
@@ -203,22 +252,24 @@ def test_every_network_takes_gray_and_color_and_names_what_it_computes(name, cha
     variables = jax.eval_shape(lambda key: model.init(key, (64, 64, channels)), jax.random.key(0))
 
     def outputs(x):
-        return jax.eval_shape(lambda v, x: model.apply(v, Batch(x), train=False)[0], variables, x)
+        return jax.eval_shape(lambda v, x: model.apply(v, x)[0], variables, x)
 
     found = outputs(jax.ShapeDtypeStruct((2, 64, 64, channels), 'float32'))
-    assert found['logits'].grad.shape == (2, 7)
-    assert found['rotation'].grad.shape == (2, 4)
-    assert len(found['features'].grad.shape) == 2
-    assert any(len(x.grad.shape) == 4 for x in found.values())
+    assert found['logits'].shape == (2, 7)
+    assert found['rotation'].shape == (2, 4)
+    assert len(found['features'].shape) == 2
+    assert any(len(x.shape) == 4 for x in found.values())
     # The features again, without the backbone.
-    again = outputs(found['features'].grad)
+    again = outputs(found['features'])
     assert set(again) == {'features', 'logits', 'rotation'}
     assert again['logits'] == found['logits']
-    depths = model.depths(variables['params'])
-    assert sorted(set(depths.values())) == list(range(max(depths.values()) + 1))
-    assert {layer for layer, depth in depths.items() if depth == max(depths.values())} == {
-        layer for layer in variables['params'] if layer.startswith('head')
-    }
+    assert {layer for layer, about in model.layers.items() if not about.drops} == set(variables['params'])
+    assert {layer for layer, about in model.layers.items() if about.norm} == set(variables['batch_stats'])
+    depths = {about.depth for about in model.layers.values()}
+    assert depths == set(range(max(depths) + 1))
+    heads = {layer for layer, about in model.layers.items() if about.head}
+    assert {'head', 'head_rotation1', 'head_rotation2'} <= heads
+    assert all(about.head == (about.depth == max(depths)) for about in model.layers.values())
 
 
 def test_lenet_equals_scipy():
@@ -245,21 +296,21 @@ def test_lenet_equals_scipy():
         x = np.maximum(x.reshape(2, x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).max((2, 4)), 0)
     x = np.maximum(x.reshape(2, -1) @ params['dense']['kernel'] + params['dense']['bias'], 0)
     params32 = jax.tree.map(np.float32, params)
-    outputs, _ = compiled(model, train=False)({'params': params32, 'batch_stats': {}}, Batch(images))
-    np.testing.assert_allclose(outputs['features'].grad, x, rtol=1e-4, atol=1e-4)
+    outputs, _ = compiled(model, train=False)({'params': params32, 'batch_stats': {}}, images)
+    np.testing.assert_allclose(outputs['features'], x, rtol=1e-4, atol=1e-4)
 
 
-def test_networks_for_digits_drop_channels_in_training_by_each_image_s_key():
+def test_networks_for_digits_drop_channels_in_training_by_the_key_of_each_image():
     for name, size in (('lenet', 28), ('dtn', 32)):
         model = models.create(name, 10)
-        assert model.drops
+        assert any(layer.drops for layer in model.layers.values())
         variables = model.init(jax.random.key(0), (size, size, 1))
-        images = Batch(random(4, size, size, 1))
+        images = random(4, size, size, 1)
         apply = compiled(model, train=True)
         (maps, _), (again, _), (other, _) = (
-            apply(variables, images, keys=Batch(jax.random.split(jax.random.key(seed), 4))) for seed in (1, 1, 2)
+            apply(variables, images, keys=jax.random.split(jax.random.key(seed), 4)) for seed in (1, 1, 2)
         )
-        np.testing.assert_array_equal(maps['features'].grad, again['features'].grad)
-        assert np.any(maps['features'].grad != other['features'].grad)
-        empty = np.all(maps['stage2'].grad == 0, axis=(1, 2))
+        np.testing.assert_array_equal(maps['features'], again['features'])
+        assert np.any(maps['features'] != other['features'])
+        empty = np.all(maps['stage2'] == 0, axis=(1, 2))
         assert 0.1 < empty.mean() < 0.8

@@ -16,7 +16,7 @@ from PIL import Image
 
 import models
 from errors import UserError
-from models import Batch, pretrained
+from models import pretrained
 from models.preprocess import Preprocessing
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -52,12 +52,14 @@ def load(ours, weights, num_classes=1000, channels=3):
     """Returns a model and its variables, of which all are the weights' or zero: random ones take long to compile."""
     model = models.create(ours.removesuffix('.npz'), num_classes, weights=weights)
     init = functools.partial(dataclasses.replace(model, weights=None).init, image_shape=(64, 64, channels))
-    return model, pretrained.fill(type(model.module).__name__, jax.eval_shape(init, jax.random.key(0)), weights)
+    return model, pretrained.fill(
+        type(model.network.backbone).__name__, jax.eval_shape(init, jax.random.key(0)), weights
+    )
 
 
 def apply(model, variables, images, train=False):
     """Runs a network on preprocessed images."""
-    return jax.jit(functools.partial(model.apply, train=train))(variables, Batch(images))
+    return jax.jit(functools.partial(model.apply, train=train))(variables, images)
 
 
 def close(actual, expected, tolerance):
@@ -70,18 +72,19 @@ def test_outputs_and_batch_statistics_equal_pytorchs(ours, theirs):
     model, variables = load(ours, by_rule(theirs))
     images = jnp.asarray(rule.images(2, 64))
     outputs, unchanged = apply(model, variables, images)
-    close(outputs['logits'].grad, EXPECTED[f'{theirs}/logits'], 1e-4)
+    close(outputs['logits'], EXPECTED[f'{theirs}/logits'], 1e-4)
     jax.tree.map(np.testing.assert_array_equal, unchanged, variables['batch_stats'])
     trained = [name for name in EXPECTED.files if name.startswith(f'{theirs}/train/')]
     if not trained:
         return
-    module = model.module.clone(dropout=0.0, **({'drop_path': 0.0} if model.module.drop_path else {}))
-    outputs, stats = apply(models.Model(module, model.preprocess), variables, images, train=True)
-    close(outputs['logits'].grad, EXPECTED[f'{theirs}/train_logits'], 1e-3)
+    outputs, stats = apply(model, variables, images, train=True)
+    close(outputs['logits'], EXPECTED[f'{theirs}/train_logits'], 1e-3)
     found = {}
     for layer, leaves in stats.items():
         for leaf, value in leaves.items():
-            found[pretrained.name_in_file('torch', type(module).__name__, 'batch_stats', layer, leaf)] = value
+            found[
+                pretrained.name_in_file('torch', type(model.network.backbone).__name__, 'batch_stats', layer, leaf)
+            ] = value
     for name in trained:
         close(found[name.removeprefix(f'{theirs}/train/')], EXPECTED[name], 1e-4)
 
@@ -92,7 +95,7 @@ def test_deeper_networks_take_every_tensor(ours, theirs):
     weights = pretrained.Weights(shapes, 'npz' if theirs.endswith('.npz') else 'torch', {'source': theirs}, {})
     model = models.create(ours.removesuffix('.npz'), 1000)
     variables = jax.eval_shape(lambda key: model.init(key, (64, 64, 3)), jax.random.key(0))
-    pretrained.fill(type(model.module).__name__, variables, weights)  # raises where one is left or missing
+    pretrained.fill(type(model.network.backbone).__name__, variables, weights)  # raises where one is left or missing
     size = sum(np.prod(shape) for name, shape in KEYS[theirs].items() if 'running' not in name)
     assert sum(x.size for x in jax.tree.leaves(variables['params'])) == size
 
@@ -116,8 +119,8 @@ def test_another_number_of_classes_starts_a_classifier_of_zeros():
     assert variables['params']['head']['kernel'].shape == (512, 7)
     assert not np.any(variables['params']['head']['kernel'])
     outputs, _ = apply(model, variables, jnp.asarray(rule.images(2, 64)))
-    assert not np.any(outputs['logits'].grad)
-    assert np.std(outputs['features'].grad) > 0.01
+    assert not np.any(outputs['logits'])
+    assert np.std(outputs['features']) > 0.01
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'bit_r50x1'])
@@ -129,7 +132,7 @@ def test_gray_images_equal_their_colored_copies(name):
         model, variables = load(name, weights, channels=channels)
         preprocess = dataclasses.replace(model.preprocess, mean=(0.5,), std=(0.5,), resolution=0)
         images = preprocess(jnp.repeat(gray, channels, -1))
-        outputs.append(apply(model, variables, images)[0]['logits'].grad)
+        outputs.append(apply(model, variables, images)[0]['logits'])
     close(outputs[0], np.asarray(outputs[1]), 1e-4)
 
 
@@ -149,7 +152,7 @@ def test_imagenet_classes_of_photographs():
     variables = model.init(jax.random.key(0), (224, 224, 3))
     images = [model.preprocess(jnp.asarray(x[None] / 255, jnp.float32)) for x in photographs.values()]
     images = jnp.concatenate([*images, rule.images(2, 224)])
-    logits = apply(model, variables, images)[0]['logits'].grad
+    logits = apply(model, variables, images)[0]['logits']
     close(logits[-2:], EXPECTED['efficientnet-lite0/real_logits_224'], 1e-4)
     top5 = jax.lax.top_k(logits[:-2], 5)[1]
     found = {name: set(np.asarray(top).tolist()) for name, top in zip(photographs, top5, strict=True)}

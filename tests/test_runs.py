@@ -1,13 +1,17 @@
 """Whole runs of the settings beside semi-supervised learning: self-supervision, S4L, domain adaptation."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from data import datasets
-from models import Batch
-from train import checkpoint, loop, transfer
+from errors import UserError
+from train import checkpoint, evaluation, experiment, provenance, run_folder, transfer
+from train import mesh as mesh_lib
+from train import run as run_lib
 from train.settings import SELECTIONS
 
 
@@ -19,13 +23,14 @@ def rotation(make_settings, data_dir, tmp_path_factory):
         **{'steps': 4, 'eval_steps': 2, 'transfer.labels': (20, -1), 'transfer.steps': 2, 'transfer.layer': 'stage1'},
     )
     workdir = tmp_path_factory.mktemp('rotation') / 'run'
-    return settings, workdir, loop.run(settings, workdir, data_dir)
+    return settings, workdir, experiment.run(settings, workdir, data_dir)
 
 
 def test_self_supervision_ends_with_what_its_features_are_worth(rotation):
     _, workdir, result = rotation
-    found = [(row['labels'], row['start']) for row in result['transfer']]
-    assert found == [(n, start) for n in (20, 1297) for start in ('random', 'pretrained')]
+    assert [(row['labels'], row['start']) for row in result['transfer']] == [
+        (n, start) for n in (20, 1297) for start in ('random', 'pretrained')
+    ]
     for row in result['transfer']:
         assert all(0 <= row[key] <= 1 for key in ('neighbours', 'linear_probe', 'finetune'))
     started = [
@@ -37,36 +42,55 @@ def test_self_supervision_ends_with_what_its_features_are_worth(rotation):
 
 def test_features_of_the_report_are_those_of_the_averaged_network(rotation, data_dir):
     settings, workdir, result = rotation
-    tuned = transfer.finetuning(settings, transfer.Transfer(**settings.transfer), -1, str(workdir))
-    trainer, streams = loop.prepare(tuned, data_dir)
+    trainer, streams = run_lib.prepare(transfer.finetuning(settings, -1, str(workdir)), data_dir)
     weights = checkpoint.weights(str(workdir)).tensors
     kernel = trainer.model.weights.tensors['params/stem/kernel']
     np.testing.assert_array_equal(kernel, weights['params/stem/kernel'])
-    mapped = loop.features(trainer, streams, 'stage1')
-    test = datasets.load('digits', 'test', data_dir)
-    assert mapped.held_out['test'][0].shape == (len(test.images), 16)
-    pair = (mapped.images[mapped.indices['labeled']], mapped.labels[mapped.indices['labeled']]), mapped.held_out['test']
-    last = result['transfer'][-1]
-    assert (
-        transfer.Transfer(**settings.transfer).neighbours(*pair)
-        == last['neighbours']
-        == result['test_accuracy']['last']
-    )
+    mesh = mesh_lib.create(*trainer.batch_sizes.values())
+    streams = evaluation.features(trainer, streams, mesh, 'stage1')
+    images, test = datasets.load('digits', 'test', data_dir).images, streams.held_out['test']
+    assert test[0].shape == (len(images), 16)
+    labeled = streams.indices['labeled']
+    accuracy = evaluation.neighbours(settings.transfer, (streams.images[labeled], streams.labels[labeled]), test)
+    assert accuracy == result['transfer'][-1]['neighbours'] == result['test_accuracy']['last']
 
 
 def test_an_interrupted_report_goes_on(rotation, data_dir):
     settings, workdir, result = rotation
-    (workdir / 'result.json').unlink()
+    trained = {key: value for key, value in result.items() if key != 'transfer'}
+    run_folder.write_json(workdir / 'result.json', trained)
+    assert run_folder.finished(workdir) is None
+    shutil.rmtree(workdir / 'transfer' / 'pretrained--1')
     before = (workdir / 'transfer' / 'random-20' / 'metrics.jsonl').read_text()
-    again = loop.run(settings, workdir, data_dir)
-    assert again['transfer'] == result['transfer']
+    again = experiment.run(settings, workdir, data_dir)
+    assert again == result == run_folder.finished(workdir)
     assert (workdir / 'transfer' / 'random-20' / 'metrics.jsonl').read_text() == before
+
+
+def test_the_method_that_fine_tunes_is_a_setting(make_settings, data_dir, tmp_path):
+    settings = make_settings('rotation')
+    chosen = dataclasses.replace(settings.transfer, labels=(20,), method='finetune')
+    assert transfer.finetuning(dataclasses.replace(settings, transfer=chosen), 20, '').methods == {'finetune': {}}
+    wrong = dataclasses.replace(settings, transfer=dataclasses.replace(chosen, method='finetun'))
+    with pytest.raises(UserError, match="Did you mean 'finetune'"):
+        experiment.run(wrong, tmp_path / 'run', data_dir)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_code_of_a_run_is_that_of_its_methods_and_of_what_fine_tunes_its_features(rotation):
+    settings, _, result = rotation
+    assert provenance.used_methods(result['settings']) == ['rotation', 'supervised']
+    without = dataclasses.replace(settings, transfer=dataclasses.replace(settings.transfer, labels=()))
+    assert provenance.used_methods(dataclasses.asdict(without)) == ['rotation']
+    files = provenance.files(['rotation'])
+    assert {'methods/rotation.py', 'train/experiment.py', 'train/loop.py', 'train/step.py'} <= set(files)
+    assert not {'methods/supervised.py', 'train/log.py', 'train/diagnostics.py'} & set(files)
 
 
 def test_s4l_is_evaluated_upright_and_averaged_over_rotations(make_settings, data_dir, tmp_path):
     settings = make_settings('s4l', steps=3, eval_steps=3, **{'methods.s4l.all_copies': True})
-    result = loop.run(settings, tmp_path / 'run', data_dir)
-    trainer, _ = loop.prepare(settings, data_dir)
+    result = run_lib.run(settings, tmp_path / 'run', data_dir)
+    trainer, _ = run_lib.prepare(settings, data_dir)
     tensors = checkpoint.weights(str(tmp_path / 'run')).tensors
     variables = {'params': {}, 'batch_stats': {}}
     for name, value in tensors.items():
@@ -76,14 +100,14 @@ def test_s4l_is_evaluated_upright_and_averaged_over_rotations(make_settings, dat
 
     def logits(images):
         x = trainer.model.preprocess(images.astype(np.float32) / 255)
-        return np.asarray(trainer.model.apply(variables, Batch(x), train=False)[0]['logits'].grad)
+        return np.asarray(trainer.model.apply(variables, x)[0]['logits'])
 
     turned = [logits(np.rot90(test.images, k, axes=(1, 2))) for k in range(4)]
     expected = [(x.argmax(-1) == test.labels).mean() for x in (turned[0], sum(turned))]
-    found = [result['test_accuracy'][key] for key in ('last', 'rotation_averaged')]
-    np.testing.assert_allclose(found, expected, atol=0.005)  # an image on the edge may fall to either side
-    upright = make_settings('s4l', steps=1, eval_steps=1)
-    assert 'rotation_averaged' not in loop.run(upright, tmp_path / 'upright', data_dir)['test_accuracy']
+    accuracies = [result['test_accuracy'][key] for key in ('last', 'rotation_averaged')]
+    np.testing.assert_allclose(accuracies, expected, atol=0.005)  # an image on the edge may fall to either side
+    upright, _ = run_lib.prepare(make_settings('s4l'), data_dir)
+    assert [trainer.methods['s4l'].rotation_averaged, upright.methods['s4l'].rotation_averaged] == [True, False]
 
 
 @pytest.fixture(scope='module')
@@ -92,7 +116,7 @@ def domains(make_settings, data_dir, tmp_path_factory):
     overrides = {'steps': 4, 'eval_steps': 2, 'methods.dann.widths': (8,), 'selection': 'iwcv'}
     settings = make_settings('dann', **overrides)
     workdir = tmp_path_factory.mktemp('dann') / 'run'
-    return settings, workdir, loop.run(settings, workdir, data_dir)
+    return settings, workdir, experiment.run(settings, workdir, data_dir)
 
 
 def test_domain_adaptation_is_also_chosen_without_target_labels(domains):
@@ -100,8 +124,8 @@ def test_domain_adaptation_is_also_chosen_without_target_labels(domains):
     assert set(result['selection']) == set(SELECTIONS)
     rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     accuracy = {row['step']: row['test_accuracy'] for row in rows if 'test_accuracy' in row}
-    for found in result['selection'].values():
-        assert found['step'] is None or found['test_accuracy'] == accuracy[found['step']]
+    for choice in result['selection'].values():
+        assert choice['step'] is None or choice['test_accuracy'] == accuracy[choice['step']]
     assert result['test_accuracy']['selected'] == result['selection']['iwcv']['test_accuracy']
     if (selected := result['test_accuracy']['selected']) is not None:
         assert result['gap'] == max(accuracy.values()) - selected >= 0
@@ -126,7 +150,10 @@ def test_test_labels_of_the_target_choose_nothing(domains, data_dir, tmp_path, m
         return arrays
 
     monkeypatch.setattr(datasets, 'load', other)
-    again = loop.run(settings, tmp_path / 'run', data_dir)
-    for rule, found in result['selection'].items():
-        assert (again['selection'][rule]['step'], again['selection'][rule]['score']) == (found['step'], found['score'])
+    again = run_lib.run(settings, tmp_path / 'run', data_dir)
+    for rule, choice in result['selection'].items():
+        assert (again['selection'][rule]['step'], again['selection'][rule]['score']) == (
+            choice['step'],
+            choice['score'],
+        )
     assert again['test_accuracy']['last'] != result['test_accuracy']['last']

@@ -11,8 +11,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from errors import UserError
-from train import selection, transfer
-from train.transfer import Transfer
+from train import evaluation, selection, transfer
+from train.settings import Transfer
 
 RULES = ('validation', 'entropy', 'information', 'iwcv', 'dev')
 
@@ -33,9 +33,9 @@ def softmax(logits):
 def test_the_density_ratio_of_two_gaussians(n, m):
     """Source N(0, I) and target N((1, 0), I): the ratio is exp(x_0 - 1/2), whatever the sample sizes."""
     source, target = rng(0).standard_normal((n, 2)), rng(1).normal([1, 0], 1, (m, 2))
-    of = rng(2).standard_normal((500, 2))
-    weights, _ = selection.density_ratio(source, target, of)
-    truth = np.exp(of[:, 0] - 0.5)
+    query = rng(2).standard_normal((500, 2))
+    weights, _ = selection.density_ratio(source, target, query)
+    truth = np.exp(query[:, 0] - 0.5)
     assert weights.shape == (500,)
     assert stats.spearmanr(weights, truth)[0] > 0.99
     assert np.abs(np.log(weights / truth)).max() < 0.35
@@ -43,10 +43,10 @@ def test_the_density_ratio_of_two_gaussians(n, m):
 
 
 def test_the_density_ratio_does_not_change_with_the_scale_of_the_features():
-    source, target, of = (rng(seed).standard_normal((300, 3)) + shift for seed, shift in ((0, 0), (1, 0.5), (2, 0)))
-    usual, distance = selection.density_ratio(source, target, of)
+    source, target, query = (rng(seed).standard_normal((300, 3)) + shift for seed, shift in ((0, 0), (1, 0.5), (2, 0)))
+    usual, distance = selection.density_ratio(source, target, query)
     change = [100.0, 1e-3, 7.0]
-    scaled, same = selection.density_ratio(*(x * change + 5 for x in (source, target, of)))
+    scaled, same = selection.density_ratio(*(x * change + 5 for x in (source, target, query)))
     np.testing.assert_allclose(scaled, usual, rtol=1e-3)
     assert same == pytest.approx(distance, abs=0.02)
 
@@ -69,14 +69,14 @@ def test_the_distance_is_of_images_that_were_not_learned_from():
 
 def test_domains_far_apart_have_finite_weights():
     a, b = rng(0).standard_normal((200, 3)), rng(1).standard_normal((200, 3)) + 50
-    for of in (a, b, b + 1e4):
-        assert np.isfinite(selection.density_ratio(a, b, of)[0]).all()
+    for query in (a, b, b + 1e4):
+        assert np.isfinite(selection.density_ratio(a, b, query)[0]).all()
 
 
 # Scores
 
 
-def evaluation(seed, classes=4, n=60, shift=0.7):
+def saved_arrays(seed, classes=4, n=60, shift=0.7):
     """Features and logits of an evaluation, as they are saved, and the classes of the held-out source images."""
     random = rng(seed)
     parts = {}
@@ -88,16 +88,16 @@ def evaluation(seed, classes=4, n=60, shift=0.7):
 
 @pytest.mark.parametrize('seed', [0, 1, 2])
 def test_scores_against_their_definitions(seed):
-    found, labels = evaluation(seed)
-    values, distance = selection.scores(found, labels)
+    arrays, labels = saved_arrays(seed)
+    values, distance = selection.scores(arrays, labels)
     assert set(values) == set(RULES)
-    p = softmax(found['target_logits'])
+    p = softmax(arrays['target_logits'])
     conditional = stats.entropy(p, axis=1).mean()
     assert values['entropy'] == pytest.approx(-conditional)
     assert values['information'] == pytest.approx(stats.entropy(p.mean(0)) - conditional)
-    wrong = found['validation_logits'].argmax(1) != labels
+    wrong = arrays['validation_logits'].argmax(1) != labels
     assert values['validation'] == pytest.approx(1 - wrong.mean())
-    parts = [found[f'{part}_features'] for part in ('source', 'target', 'validation')]
+    parts = [arrays[f'{part}_features'] for part in ('source', 'target', 'validation')]
     weights, expected_distance = selection.density_ratio(*parts)
     assert distance == expected_distance
     weighted = [w * e for w, e in zip(weights, wrong, strict=True)]
@@ -113,18 +113,18 @@ def test_scores_against_their_definitions(seed):
 
 @pytest.mark.parametrize('constant', [1.0, 1.3])
 def test_dev_is_iwcv_where_all_weights_are_the_same(monkeypatch, constant):
-    found, labels = evaluation(3)
+    arrays, labels = saved_arrays(3)
     monkeypatch.setattr(selection, 'density_ratio', lambda *_: (np.full(60, constant), 0.0))
-    values, _ = selection.scores(found, labels)
+    values, _ = selection.scores(arrays, labels)
     assert values['dev'] == pytest.approx(values['iwcv'])
     assert values['iwcv'] == pytest.approx(constant * (values['validation'] - 1))
 
 
 def test_dev_is_the_error_where_all_are_wrong():
     """Where every image is wrong the weighted loss is the weight, whose mean is known to be one."""
-    found, _ = evaluation(4)
-    labels = (found['validation_logits'].argmax(1) + 1) % 4
-    values, _ = selection.scores(found, labels)
+    arrays, _ = saved_arrays(4)
+    labels = (arrays['validation_logits'].argmax(1) + 1) % 4
+    values, _ = selection.scores(arrays, labels)
     assert values['validation'] == 0
     assert values['dev'] == pytest.approx(-1)
 
@@ -134,14 +134,14 @@ def test_dev_varies_less_than_iwcv():
     draws = []
     for seed in range(40):
         random = rng(seed)
-        source, target, of = (random.standard_normal((200, 1)) + shift for shift in (0, 1, 0))
+        source, target, query = (random.standard_normal((200, 1)) + shift for shift in (0, 1, 0))
         logits = np.zeros((200, 4))
         logits[np.arange(200), random.integers(0, 2, 200)] = 1  # wrong half of the time
-        found = dict(
-            zip((f'{p}_features' for p in ('source', 'target', 'validation')), (source, target, of), strict=True)
+        arrays = dict(
+            zip((f'{p}_features' for p in ('source', 'target', 'validation')), (source, target, query), strict=True)
         )
-        found |= {'target_logits': random.standard_normal((200, 4)), 'validation_logits': logits}
-        values, _ = selection.scores(found, np.zeros(200, int))
+        arrays |= {'target_logits': random.standard_normal((200, 4)), 'validation_logits': logits}
+        values, _ = selection.scores(arrays, np.zeros(200, int))
         draws.append([values['iwcv'], values['dev']])
     iwcv, dev = np.array(draws).T
     assert dev.std() < 0.8 * iwcv.std()
@@ -172,9 +172,9 @@ def test_predictions_have_collapsed_where_fewer_than_half_of_the_classes_are_lef
 def saved(folder, evaluations):
     """Saves evaluations as a run does, and returns the rows of its log."""
     rows = []
-    for i, (found, accuracy) in enumerate(evaluations):
+    for i, (arrays, accuracy) in enumerate(evaluations):
         features, logits = (
-            {key.partition('_')[0]: np.float32(x) for key, x in found.items() if key.endswith(kind)}
+            {key.partition('_')[0]: np.float32(x) for key, x in arrays.items() if key.endswith(kind)}
             for kind in ('features', 'logits')
         )
         selection.save(folder / 'features', 10 * i, features, logits)
@@ -183,26 +183,26 @@ def saved(folder, evaluations):
 
 
 def test_what_is_saved_is_what_was_seen(tmp_path):
-    found, _ = evaluation(0)
-    saved(tmp_path, [(found, 0.5)])
+    arrays, _ = saved_arrays(0)
+    saved(tmp_path, [(arrays, 0.5)])
     assert [path.name for path in (tmp_path / 'features').iterdir()] == ['0.npz']
-    with np.load(tmp_path / 'features/0.npz') as arrays:
-        assert set(arrays) == set(found)
-        for name, x in found.items():
-            np.testing.assert_allclose(arrays[name], x, rtol=1e-3 if name.endswith('features') else 1e-6, atol=1e-4)
+    with np.load(tmp_path / 'features/0.npz') as file:
+        assert set(file) == set(arrays)
+        for name, x in arrays.items():
+            np.testing.assert_allclose(file[name], x, rtol=1e-3 if name.endswith('features') else 1e-6, atol=1e-4)
 
 
 def test_the_step_with_the_best_score_is_chosen(tmp_path):
-    evaluations, labels = [], evaluation(0)[1]
+    evaluations, labels = [], saved_arrays(0)[1]
     for seed in range(6):
-        found, _ = evaluation(seed)
-        evaluations.append((found, round(0.1 * seed + 0.05, 2)))
+        arrays, _ = saved_arrays(seed)
+        evaluations.append((arrays, round(0.1 * seed + 0.05, 2)))
     rows = saved(tmp_path, evaluations)
     chosen = selection.choose(tmp_path / 'features', rows, labels)
     assert set(chosen) == set(RULES)
     every = []
-    for found, _ in evaluations:
-        kept = {k: np.float64(np.float16(x) if k.endswith('features') else np.float32(x)) for k, x in found.items()}
+    for arrays, _ in evaluations:
+        kept = {k: np.float64(np.float16(x) if k.endswith('features') else np.float32(x)) for k, x in arrays.items()}
         every.append(selection.scores(kept, labels))
     for rule in RULES:
         best = int(np.argmax([values[rule] for values, _ in every]))
@@ -220,12 +220,12 @@ def test_the_step_with_the_best_score_is_chosen(tmp_path):
 
 def test_a_collapsed_evaluation_is_never_chosen(tmp_path):
     """One class for everything, with certainty: the least entropy, and the best validation accuracy."""
-    found, labels = evaluation(0)
-    worse, _ = evaluation(1)
+    arrays, labels = saved_arrays(0)
+    worse, _ = saved_arrays(1)
     for part in ('target', 'validation'):
-        found[f'{part}_logits'] = 100 * np.eye(4)[np.zeros(60, int) if part == 'target' else labels]
-    assert selection.scores(found, labels)[0]['entropy'] > selection.scores(worse, labels)[0]['entropy']
-    rows = saved(tmp_path, [(worse, 0.1), (found, 0.9), (evaluation(2)[0], 0.2)])
+        arrays[f'{part}_logits'] = 100 * np.eye(4)[np.zeros(60, int) if part == 'target' else labels]
+    assert selection.scores(arrays, labels)[0]['entropy'] > selection.scores(worse, labels)[0]['entropy']
+    rows = saved(tmp_path, [(worse, 0.1), (arrays, 0.9), (saved_arrays(2)[0], 0.2)])
     for result in selection.choose(tmp_path / 'features', rows, labels).values():
         assert result['step'] in (0, 20)
     nothing = selection.choose(tmp_path / 'features', rows[1:2], labels)
@@ -237,13 +237,13 @@ def test_a_collapsed_evaluation_is_never_chosen(tmp_path):
 
 
 def test_without_source_images_held_out_only_rules_of_the_target_are_left(tmp_path):
-    def without(found):
-        return {key: x for key, x in found.items() if not key.startswith('validation')}
+    def without(arrays):
+        return {key: x for key, x in arrays.items() if not key.startswith('validation')}
 
-    rows = saved(tmp_path, [(without(evaluation(seed)[0]), 0.5) for seed in range(3)])
+    rows = saved(tmp_path, [(without(saved_arrays(seed)[0]), 0.5) for seed in range(3)])
     for some in (rows, rows[:1]):
         assert set(selection.choose(tmp_path / 'features', some, None)) == {'entropy', 'information'}
-    values, distance = selection.scores(without(evaluation(0)[0]), None)
+    values, distance = selection.scores(without(saved_arrays(0)[0]), None)
     assert set(values) == {'entropy', 'information'}
     assert -2 <= distance <= 2
 
@@ -255,11 +255,11 @@ def test_features_are_saved_of_training_images_and_held_out_source_images_only()
         indices={'labeled': np.arange(0, 1200), 'unlabeled': np.arange(1500, 3000)},
         held_out={'test': (images[:5], np.zeros(5)), 'validation': (images[1300:1310], np.zeros(10))},
     )
-    found = selection.images(streams)
-    assert set(found) == {'source', 'target', 'validation'}
-    np.testing.assert_array_equal(found['source'], images[:1000])
-    np.testing.assert_array_equal(found['target'], images[1500:2500])
-    np.testing.assert_array_equal(found['validation'], images[1300:1310])
+    arrays = selection.images(streams)
+    assert set(arrays) == {'source', 'target', 'validation'}
+    np.testing.assert_array_equal(arrays['source'], images[:1000])
+    np.testing.assert_array_equal(arrays['target'], images[1500:2500])
+    np.testing.assert_array_equal(arrays['validation'], images[1300:1310])
     del streams.held_out['validation']
     assert set(selection.images(streams)) == {'source', 'target'}
 
@@ -302,7 +302,9 @@ def test_nearest_neighbours_by_hand(metric, temperature, standardize, k):
     train = train[0] + 1, train[1]
     test = test[0] + 1, test[1]
     chosen = Transfer(k=k, temperature=temperature, metric=metric, standardize=standardize)
-    assert chosen.neighbours(train, test) == pytest.approx(vote(train, test, k, temperature, metric, standardize))
+    assert evaluation.neighbours(chosen, train, test) == pytest.approx(
+        vote(train, test, k, temperature, metric, standardize)
+    )
 
 
 def test_the_settings_of_the_neighbours_make_a_difference():
@@ -317,7 +319,7 @@ def test_neighbours_far_away_still_vote(metric):
     """At a small temperature exp(-distance / temperature) is zero for all; the nearest decides."""
     train = np.float64([[1, 0], [0, 1]]) * 1000, np.array([0, 1])
     test = np.float64([[1, 2], [2, 1]]), np.array([1, 0])
-    assert Transfer(k=2, temperature=1e-6, metric=metric).neighbours(train, test) == 1
+    assert evaluation.neighbours(Transfer(k=2, temperature=1e-6, metric=metric), train, test) == 1
 
 
 @pytest.mark.parametrize(
@@ -367,4 +369,4 @@ def test_features_beyond_half_precision_can_be_saved_and_chosen_from(tmp_path):
     logits = {part: np.eye(4)[np.arange(40) % 4] for part in features}
     selection.save(tmp_path / 'features', 5, features, logits)
     chosen = selection.choose(tmp_path / 'features', [{'step': 5, 'test_accuracy': 0.5}], np.arange(40) % 4)
-    assert {found['step'] for found in chosen.values()} == {5}
+    assert {choice['step'] for choice in chosen.values()} == {5}

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from errors import UserError
+from methods.base import LABELED, STRONG, WEAK
 from models.conv import conv
+from train import losses, optimizer
 from train import mesh as mesh_lib
-from train import optimizer
 from train import step as step_lib
+from train import views as views_lib
 from train.streams import Streams
 
 
@@ -59,19 +61,19 @@ def differs(a, b):
 def test_one_fixmatch_step_equals_numpy(start):
     """Golden step: the loss from the logits by equations 3 and 4, the update by the rule of Nesterov SGD."""
     trainer, state, batch = start()
-    images = step_lib.make_views(trainer, state, batch)
-    outputs, _ = step_lib.forward(trainer, state.params, state, images)
+    images = views_lib.make_views(trainer, state, batch)
+    outputs, _ = losses.forward(trainer, state.params, state, images)
     logits = {view: np.float64(output['logits']) for view, output in outputs.items()}
     # A threshold that half of the images pass.
-    confidence = np.exp(logits['unlabeled.weak'].max(-1)) / np.exp(logits['unlabeled.weak']).sum(-1)
+    confidence = np.exp(logits[WEAK].max(-1)) / np.exp(logits[WEAK]).sum(-1)
     threshold = float(np.median(confidence))
     trainer, state, batch = start(**{'methods.fixmatch.threshold': threshold})
 
     def numpy_loss(logits):
         p = {view: np.exp(x) / np.exp(x).sum(-1, keepdims=True) for view, x in logits.items()}
         labels = batch['labeled']['labels']
-        supervised = -np.log(p['labeled.weak'][np.arange(4), labels]).mean()
-        weak, strong = p['unlabeled.weak'], p['unlabeled.strong']
+        supervised = -np.log(p[LABELED][np.arange(4), labels]).mean()
+        weak, strong = p[WEAK], p[STRONG]
         terms = [(q.max() >= threshold) * -np.log(r[q.argmax()]) for q, r in zip(weak, strong, strict=True)]
         return supervised, np.mean(terms), np.mean(weak.max(-1) >= threshold)
 
@@ -83,15 +85,15 @@ def test_one_fixmatch_step_equals_numpy(start):
     assert mean['fixmatch/loss'] == pytest.approx(unlabeled, rel=1e-4)
     assert mean['loss'] == pytest.approx(supervised + unlabeled, rel=1e-4)
     assert mean['fixmatch/mask_rate'] == pytest.approx(mask_rate)
-    right = logits['unlabeled.weak'].argmax(-1) == batch['unlabeled']['labels']
+    right = logits[WEAK].argmax(-1) == batch['unlabeled']['labels']
     assert mean['fixmatch/pseudo_label_accuracy_all'] == pytest.approx(right.mean())
 
     # The head's bias has no weight decay; its gradient is the mean of p - y over each view.
     p = {view: np.exp(x) / np.exp(x).sum(-1, keepdims=True) for view, x in logits.items()}
     eye = np.eye(10)
-    gradient = (p['labeled.weak'] - eye[batch['labeled']['labels']]).mean(0)
-    mask = p['unlabeled.weak'].max(-1, keepdims=True) >= threshold
-    gradient += (mask * (p['unlabeled.strong'] - eye[p['unlabeled.weak'].argmax(-1)])).mean(0)
+    gradient = (p[LABELED] - eye[batch['labeled']['labels']]).mean(0)
+    mask = p[WEAK].max(-1, keepdims=True) >= threshold
+    gradient += (mask * (p[STRONG] - eye[p[WEAK].argmax(-1)])).mean(0)
     rate = trainer.settings.optimizer.learning_rate
     momentum = trainer.settings.optimizer.momentum
     expected = -rate * (gradient + momentum * gradient)
@@ -128,7 +130,7 @@ def test_supervised_reads_no_unlabeled_image(start):
 
 def test_unknown_batch_norm_policy_is_named(start):
     with pytest.raises(UserError, match=r"Unknown batch-norm policy 'no-grad'\. Did you mean 'no_grad'"):
-        start(**{'methods.fixmatch.weak_batch_norm': 'no-grad'})
+        start(**{'methods.fixmatch.statistics': 'no-grad'})
 
 
 def test_two_methods_that_need_different_heads_of_one_name_are_named(start):
@@ -150,9 +152,9 @@ def test_values_that_a_method_does_not_have_are_named(start, name, field, value)
 
 @pytest.mark.parametrize('policy', ['joint', 'no_grad'])
 def test_running_statistics_come_from_all_three_views(start, policy):
-    trainer, state, batch = start(**{'methods.fixmatch.weak_batch_norm': policy})
-    images = step_lib.make_views(trainer, state, batch)
-    assert sorted(images) == ['labeled.weak', 'unlabeled.strong', 'unlabeled.weak']
+    trainer, state, batch = start(**{'methods.fixmatch.statistics': policy})
+    images = views_lib.make_views(trainer, state, batch)
+    assert sorted(images) == [LABELED, STRONG, WEAK]
     # The first batch norm sees the first convolution's output.
     x = np.concatenate([conv(v, state.params['stem']['kernel']) for v in images.values()])
     new, _ = run_step(trainer, state, batch)
@@ -166,18 +168,18 @@ def test_running_statistics_come_from_all_three_views(start, policy):
 def test_gradient_without_the_weak_view_equals_finite_differences(start):
     """Under no_grad the weak view is a constant, so the step's gradient is that of a plain function."""
     trainer, state, batch = start(
-        **{'methods.fixmatch.threshold': 0.0, 'methods.fixmatch.weak_batch_norm': 'no_grad', 'ema_decay': 0.0}
+        **{'methods.fixmatch.threshold': 0.0, 'methods.fixmatch.statistics': 'no_grad', 'ema_decay': 0.0}
     )
-    images = step_lib.make_views(trainer, state, batch)
-    outputs, _ = step_lib.forward(trainer, state.params, state, images)
-    labels = outputs['unlabeled.weak']['logits'].argmax(-1)
+    images = views_lib.make_views(trainer, state, batch)
+    outputs, _ = losses.forward(trainer, state.params, state, images)
+    labels = outputs[WEAK]['logits'].argmax(-1)
 
     @jax.jit
     def loss(kernel):
         params = {**state.params, 'stem': {'kernel': kernel}}
-        outputs, _ = step_lib.forward(trainer, params, state, images)
-        strong = jax.nn.log_softmax(outputs['unlabeled.strong']['logits'])
-        labeled = jax.nn.log_softmax(outputs['labeled.weak']['logits'])
+        outputs, _ = losses.forward(trainer, params, state, images)
+        strong = jax.nn.log_softmax(outputs[STRONG]['logits'])
+        labeled = jax.nn.log_softmax(outputs[LABELED]['logits'])
         terms = (jnp.take_along_axis(strong, labels[:, None], 1), batch['labeled']['labels'][:, None])
         return -terms[0].mean() - jnp.take_along_axis(labeled, terms[1], 1).mean()
 
@@ -240,14 +242,14 @@ def test_augmentation_differs_between_streams_steps_seeds_and_examples_and_is_re
     trainer, state, batch = start()
     image = batch['unlabeled']['images'][:1]
     same = {s: {**b, 'images': np.repeat(image, len(b['images']), 0)} for s, b in batch.items()}
-    views = step_lib.make_views(trainer, state, same)
-    assert_same(views, step_lib.make_views(trainer, state, same))
-    labeled, weak, strong = (views[v] for v in ('labeled.weak', 'unlabeled.weak', 'unlabeled.strong'))
+    views = views_lib.make_views(trainer, state, same)
+    assert_same(views, views_lib.make_views(trainer, state, same))
+    labeled, weak, strong = (views[v] for v in (LABELED, WEAK, STRONG))
     assert np.any(labeled != weak[:4])
     for view in (labeled, weak, strong):
         assert np.any(view != view[:1])
     for other in (dataclasses.replace(state, step=jnp.int32(1)), dataclasses.replace(state, seed=jnp.int32(1))):
-        for view, images in step_lib.make_views(trainer, other, same).items():
+        for view, images in views_lib.make_views(trainer, other, same).items():
             assert np.any(images != views[view]), view
 
 
@@ -271,3 +273,53 @@ def test_a_batch_that_does_not_divide_over_the_devices_uses_fewer(caplog):
     assert not caplog.records
     assert mesh_lib.create(3, 21).size == 1
     assert 'Using 1 of 2 devices' in caplog.text
+
+
+def test_separate_views_have_statistics_of_their_own_and_evaluation_those_of_the_clean_ones(start):
+    trainer, state, batch = start(**{'methods.fixmatch.statistics': 'separate'})
+    images = views_lib.make_views(trainer, state, batch)
+    outputs, _ = losses.forward(trainer, state.params, state, images)
+    variables = {'params': state.params, 'batch_stats': state.batch_stats}
+    alone, _ = trainer.model.apply(variables, images[STRONG], train=True)
+    np.testing.assert_allclose(outputs[STRONG]['logits'], alone['logits'], rtol=1e-4, atol=1e-5)
+    new, _ = run_step(trainer, state, batch)
+    clean = np.concatenate([conv(images[view], state.params['stem']['kernel']) for view in (LABELED, WEAK)])
+    decay = trainer.settings.model['bn_momentum']
+    stats = new.batch_stats['stage1_block1_norm1']
+    np.testing.assert_allclose(stats['mean'], (1 - decay) * clean.mean((0, 1, 2)), rtol=1e-3, atol=1e-6)
+
+
+def test_two_methods_that_set_the_running_statistics_are_named(start):
+    trainer, _, batch = start('mixmatch')
+    settings = dataclasses.replace(trainer.settings, methods={'mixmatch': {}, 'remixmatch': {}})
+    both = step_lib.Trainer.create(settings, trainer.data)
+    with pytest.raises(UserError, match='mixmatch and remixmatch both set the running statistics'):
+        step_lib.check(both, batch)
+
+
+def test_two_methods_that_want_one_view_joint_and_separate_are_named(start):
+    trainer = start()[0]
+    settings = dataclasses.replace(
+        trainer.settings, methods={'supervised': {}, 'uda': {}, 'fixmatch': {'statistics': 'separate'}}
+    )
+    with pytest.raises(UserError, match="want unlabeled.strong 'joint' and 'separate'"):
+        _ = step_lib.Trainer.create(settings, trainer.data).views
+
+
+def test_a_step_is_traced_once(make_settings, data_dir, monkeypatch):
+    """Whatever a run does with it: to check its settings, to find out its metrics, and to compile it."""
+    settings = make_settings('pseudo_label')
+    streams = Streams.load(settings, data_dir)
+    trainer = step_lib.Trainer.create(settings, streams.spec(settings))
+    traced = []
+    total = losses.total
+    monkeypatch.setattr(losses, 'total', lambda *args: traced.append(1) or total(*args))
+    mesh = mesh_lib.create(*trainer.batch_sizes.values())
+    with jax.set_mesh(mesh):
+        batch = mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, 0, 0))
+        step_lib.check(trainer, batch)
+        state = mesh_lib.put_replicated(mesh, step_lib.init(trainer, batch))
+        step = jax.jit(functools.partial(step_lib.step, trainer), donate_argnums=0)
+        for i in range(2):
+            state, _ = step(state, mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, 0, i)))
+    assert len(traced) == 1

@@ -53,8 +53,8 @@ def test_every_paper_is_whole():
 def test_what_is_equal_in_a_papers_protocol_is_not_listed_as_different(name):
     table = spec.from_config(importlib.import_module(f'configs.tables.{name}').get_config())
     content = record.collect(table, spec.expand(table), pathlib.Path('nowhere'), {}, {})
-    found = {
+    differences = {
         (name, key): {text.split(':')[0] for text in report.differences(content, paper)}
         for key, paper in zip(table.papers, content['papers'], strict=True)
     }
-    assert found == {key: tags for key, tags in DIFFERENCES.items() if key[0] == name}
+    assert differences == {key: tags for key, tags in DIFFERENCES.items() if key[0] == name}

@@ -14,20 +14,31 @@ import os
 import pathlib
 import re
 import statistics
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
 
 from errors import UserError
-from tables import content, page, render
+from tables import content, dots, page, render
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'tables'
+SVG = '{http://www.w3.org/2000/svg}'
 NASTY = r'a|b_c __d__ *e* <i>&amp; %#$~^{f} \g [h] `k` "l" -> --'
 
 
 @pytest.fixture
 def table():
     return json.loads((GOLDEN / 'table.json').read_text())
+
+
+@pytest.fixture
+def without_curves(table):
+    """The table without what takes a second to draw."""
+    for cell in table['cells']:
+        for run in cell['runs']:
+            run.pop('curves', None)
+    return table
 
 
 @pytest.fixture(scope='module')
@@ -100,9 +111,8 @@ def split_latex(text):
 # Golden files
 
 
-@pytest.mark.parametrize('name', ['table.md', 'table.tex', 'table.csv', 'table.json', 'index.html'])
+@pytest.mark.parametrize('name', render.PAGES)
 def test_golden_file(pages, name):
-    assert len(pages) == 5
     text = re.sub(r'base64,[A-Za-z0-9+/=]+', 'base64,', pages[name])  # a picture's bytes depend on matplotlib's version
     if os.environ.get('UPDATE_GOLDEN'):
         (GOLDEN / name).write_text(text)
@@ -124,15 +134,23 @@ def test_cells_are_mean_and_deviation_of_all_runs_and_marked_where_some_are_not_
     assert cells == markdown_tables(render.markdown(table))[0]
     assert cells[0] == ['last, accuracy in %', *table['columns']]
     assert [row[0] for row in cells[1:]] == table['rows']
-    found = {(row[0], column): text for row in cells[1:] for column, text in zip(cells[0][1:], row[1:], strict=True)}
+    texts = {(row[0], column): text for row in cells[1:] for column, text in zip(cells[0][1:], row[1:], strict=True)}
     for cell in table['cells']:
         values = [100 * run['values']['last'] for run in cell['runs'] if 'values' in run]
         text = f'{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}' if values else '—'
         failed = '1 failed, ' if len(values) < len(cell['runs']) else ''
-        assert found.pop((cell['row'], cell['column'])) == text + (f' ({failed}n=2)' if len(values) == 2 else '')
-    assert found == {('mean_teacher', 'digits -> digits_m'): ''}
+        assert texts.pop((cell['row'], cell['column'])) == text + (f' ({failed}n=2)' if len(values) == 2 else '')
+    assert texts == {('mean_teacher', 'digits -> digits_m'): ''}
     bold = re.findall(r'\*\*(.*?)\*\*', '\n'.join(render.main_table(table)))
     assert bold == ['96.00 ± 1.00']  # of fixmatch with 10 labels
+
+
+def test_a_cell_whose_seeds_were_made_on_different_numbers_of_devices_is_marked(table):
+    assert 'devices' not in render.markdown(table)
+    table['cells'][0]['runs'][1]['devices'] = 2
+    cells = split_markdown(render.main_table(table))
+    assert [text for row in cells for text in row if 'devices' in text] == ['81.67 ± 1.53 (1 and 2 devices)']
+    assert '- devices: how many a run was made on' in render.markdown(table)
 
 
 def test_error_rates_are_what_is_left_of_the_accuracies(table):
@@ -275,12 +293,12 @@ def test_each_cell_has_its_curves_settings_and_runs(pages, table):
         assert head[0] == 'seed'
         assert len(rows) == len(cell['runs'])
         for run, row in zip(cell['runs'], rows, strict=True):
-            found = dict(zip(head, row, strict=True))
-            assert found['seed'] == str(run['seed'])
+            texts = dict(zip(head, row, strict=True))
+            assert texts['seed'] == str(run['seed'])
             for key in ('folder', 'commit', 'sources', 'seconds', 'device', 'failure'):
-                assert found[key] == str(run.get(key, ''))
+                assert texts[key] == str(run.get(key, ''))
             if 'values' in run:
-                assert found['last, accuracy in %'] == f'{100 * run["values"]["last"]:.2f}'
+                assert texts['last, accuracy in %'] == f'{100 * run["values"]["last"]:.2f}'
     lines = 'data.mean = [0.5]\ndata.name = "digits"\nmethods.fixmatch.threshold = 0.9\nsteps = 300'
     assert page.text.count(lines) == 3
     pictures = [Image.open(io.BytesIO(base64.b64decode(source.split(',')[1]))) for source in page.attributes['src']]
@@ -312,17 +330,72 @@ def test_curves_without_points_are_no_error(curves):
     assert figure is None or page._picture(figure)
 
 
+# The plot
+
+
+@pytest.mark.parametrize('error', [False, True])
+def test_the_plot_has_the_mean_the_deviation_and_the_seeds_of_every_cell(table, error):
+    plot = ElementTree.fromstring(dots.svg({**table, 'error': error}))
+    labels = [element.text for element in plot.iter(f'{SVG}text')]
+    assert [text for text in labels if text in table['rows']] == table['rows']
+    assert [text for text in labels if text in table['columns']] == table['columns']
+    for column, panel in zip(table['columns'], plot.findall(f'{SVG}g'), strict=True):
+        # The axis, from two of its ticks.
+        ticks = [(float(e.get('x')), float(e.text)) for e in panel.iter(f'{SVG}text') if e.get('class') == 'tick']
+        assert len(ticks) >= 2
+        (x0, value0), *_, (x1, value1) = ticks
+        pixels, best = (x1 - x0) / (value1 - value0), []
+        groups = panel.findall(f'{SVG}g')
+        for row in table['rows']:
+            runs = [run for c in table['cells'] if (c['row'], c['column']) == (row, column) for run in c['runs']]
+            values = [100 * run['values']['last'] for run in runs if 'values' in run]
+            if not values:
+                continue
+            values = [100 - value for value in values] if error else values
+            group = groups.pop(0)
+            assert group.find(f'{SVG}title').text.startswith(f'{row}, {column}: {statistics.mean(values):.2f} ± ')
+            *seeds, mean = [float(e.get('cx')) for e in group.iter(f'{SVG}circle')]
+            assert seeds == pytest.approx([x0 + pixels * (value - value0) for value in values], abs=0.2)
+            assert mean == pytest.approx(x0 + pixels * (statistics.mean(values) - value0), abs=0.2)
+            (bar,) = [e.get('d') for e in group.iter(f'{SVG}path') if e.get('class') == 'std']
+            ends = [float(x) for x in re.fullmatch(r'M(\S+) \S+H(\S+)', bar).groups()]
+            assert ends[1] - ends[0] == pytest.approx(2 * pixels * statistics.stdev(values), abs=0.3)
+            best.append((statistics.mean(values), group.find(f'{SVG}circle[@class="best"]') is not None))
+        assert not groups
+        assert [mean for mean, is_best in best if is_best] == [(min if error else max)(best)[0]]
+
+
+@pytest.mark.parametrize('value', [0.0, 0.5, 1.0, None])
+def test_one_seed_and_none_at_all_are_plotted(table, value):
+    for cell in table['cells']:
+        cell['runs'] = [] if value is None else [{**run, 'values': {'last': value}} for run in cell['runs'][:1]]
+    plot = dots.svg(table)
+    assert 'nan' not in plot
+    assert plot.count('<title>') == sum(bool(cell['runs']) for cell in table['cells'])
+    assert plot.count('class="seed"') == plot.count('class="std"') == 0
+
+
+def test_many_columns_are_in_lines_of_equal_numbers_of_panels(table):
+    table['columns'] = [f'column {i}' for i in range(6)]
+    plot = ElementTree.fromstring(dots.svg(table))
+    corners = [panel.get('transform') for panel in plot.findall(f'{SVG}g')]
+    assert len(set(corners)) == 6
+    assert len({corner.split()[1] for corner in corners}) == 2
+    assert len({corner.split()[0] for corner in corners}) == 3
+
+
 # What users write
 
 
-def test_anything_can_stand_in_a_label(table):
-    text = json.dumps(table).replace('fixmatch', json.dumps(NASTY)[1:-1]).replace('A small table', 'T <b>&_%')
+def test_anything_can_stand_in_a_label(without_curves):
+    text = json.dumps(without_curves).replace('fixmatch', json.dumps(NASTY)[1:-1]).replace('A small table', 'T <b>&_%')
     table = json.loads(text)
     cells = split_markdown(render.main_table(table))
     assert cells[2][0] == NASTY
-    found = Page(page.html(table))
-    assert found.tables[0][2][0] == NASTY
-    assert 'i' not in found.tags
+    shown = Page(page.html(table))
+    assert shown.tables[0][2][0] == NASTY
+    assert 'i' not in shown.tags
+    assert NASTY in [element.text for element in ElementTree.fromstring(dots.svg(table)).iter(f'{SVG}text')]
     assert next(csv.reader(io.StringIO(render.csv(table).split('\n', 7)[7])))[0] in (*table['rows'],)
     assert NASTY in {row['row'] for row in csv.DictReader(io.StringIO(render.csv(table)))}
     latex = render.latex(table)
@@ -342,10 +415,10 @@ def test_anything_can_stand_in_a_label(table):
 # Writing
 
 
-def test_each_file_is_written_whole_or_not_at_all(tmp_path, table, monkeypatch):
-    render.write(tmp_path, table)
+def test_each_file_is_written_whole_or_not_at_all(tmp_path, without_curves, monkeypatch):
+    render.write(tmp_path, without_curves)
     before = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    table['title'] = 'Another'
+    without_curves['title'] = 'Another'
 
     def full(self, *args, write=pathlib.Path.write_text, **kwargs):
         if self.name.startswith('.index'):
@@ -355,15 +428,15 @@ def test_each_file_is_written_whole_or_not_at_all(tmp_path, table, monkeypatch):
 
     monkeypatch.setattr(pathlib.Path, 'write_text', full)
     with pytest.raises(UserError, match='No space left on device'):
-        render.write(tmp_path, table)
+        render.write(tmp_path, without_curves)
     monkeypatch.undo()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
-    render.write(str(tmp_path), table)
+    render.write(str(tmp_path), without_curves)
     assert 'Another' in (tmp_path / 'index.html').read_text()
-    assert len(list(tmp_path.iterdir())) == 5
+    assert {path.name for path in tmp_path.iterdir()} == set(render.PAGES)
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path, table):
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, without_curves):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match=r'Cannot write the table to .*file: '):
-        render.write(tmp_path / 'file', table)
+        render.write(tmp_path / 'file', without_curves)

@@ -56,7 +56,8 @@ def test_every_run_is_accounted_for():
     assert cells['a', 'c'] == report.Cell({0: 50.0}, {1: 'why'}, (2,))
     assert (cells['a', 'c'].n, cells['a', 'c'].mean, cells['a', 'c'].std) == (1, 50.0, None)
     assert cells['a', 'd'] == report.Cell({}, {}, (0, 1, 2, 3))
-    assert (cells['a', 'd'].mean, cells['a', 'd'].std) == (None, None)
+    assert math.isnan(cells['a', 'd'].mean)
+    assert cells['a', 'd'].std is None
     assert ('b', 'd') not in cells
 
 
@@ -65,7 +66,7 @@ def test_every_run_is_accounted_for():
 
 def expected_bold(table):
     """The rule in other words: one-sample tests of the differences of accuracies, in a matrix with NaN for gaps."""
-    found = set()
+    best_cells = set()
     for column in table['columns']:
         matrix = np.full((len(table['rows']), len(table['seeds'])), np.nan)
         for cell in table['cells']:
@@ -78,8 +79,8 @@ def expected_bold(table):
             if other != best and len(difference) > 1:
                 wins.append(difference.mean() > 0 and stats.ttest_1samp(difference, 0).pvalue < 0.05)
         if wins and all(wins):
-            found.add((table['rows'][best], column))
-    return found
+            best_cells.add((table['rows'][best], column))
+    return best_cells
 
 
 @pytest.mark.parametrize('error', [False, True])
@@ -178,9 +179,9 @@ def test_a_difference_of_rounding_is_none():
     ],
 )
 def test_ours_beside_the_papers(text, flip, paper, mean, std, difference, where):
-    found = report.compare(report.Cell({0: 19.0, 1: 21.0}, {}, ()), text, flip)
-    assert (found.paper, found.std, found.where) == (paper, std, where)
-    np.testing.assert_allclose((found.mean, found.difference), (mean, difference))
+    comparison = report.compare(report.Cell({0: 19.0, 1: 21.0}, {}, ()), text, flip)
+    assert (comparison.paper, comparison.std, comparison.where) == (paper, std, where)
+    np.testing.assert_allclose((comparison.mean, comparison.difference), (mean, difference))
 
 
 @pytest.mark.parametrize('cell', [None, report.Cell({}, {0: 'why'}, (1,))])

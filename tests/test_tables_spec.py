@@ -1,4 +1,4 @@
-"""A table's config expands to runs, each named after its settings, and its results to cells; whose code is known."""
+"""A table's config expands to runs, named after their settings, and its results to cells; whose code is known."""
 
 import dataclasses
 import hashlib
@@ -6,27 +6,11 @@ import json
 import subprocess
 
 import pytest
-from ml_collections import ConfigDict
+from fake_tables import SMALL, expand, table, write_run
 
 from errors import UserError
-from tables import command, record, runner, spec
+from tables import record, runner, spec
 from train import provenance, run_folder
-
-SMALL = ('steps=4', 'eval_steps=2', 'model.blocks=(1,)')
-
-
-def table(**changes) -> ConfigDict:
-    rows = {'Supervised': {'config': 'supervised'}, 'FixMatch, soft': {'config': 'fixmatch'}}
-    rows['FixMatch, soft']['overrides'] = ('methods.fixmatch.temperature=0.5',)
-    columns = {'10 labels': {'arg': 'digits,labels=10'}, '40 labels': {'arg': 'digits,labels=40'}}
-    values = {'title': 'Small', 'rows': rows, 'columns': columns, 'seeds': (0, 5), 'overrides': SMALL, **changes}
-    for key in ('rows', 'columns'):
-        values[key] = ConfigDict(values[key], sort_keys=False)
-    return ConfigDict(values)
-
-
-def expand(**changes):
-    return list(spec.expand(spec.from_config(table(**changes))))
 
 
 def test_runs_are_rows_by_columns_by_seeds_with_all_overrides():
@@ -71,8 +55,8 @@ def test_a_run_is_named_by_the_hash_of_its_settings():
 
 def test_golden_names():
     """A setting that is added to all runs renames them, and results made before are made anew: on purpose?"""
-    found = [run.name for run in expand(seeds=(0,))]
-    assert found == GOLDEN, f'If so, let GOLDEN in this file be {found}.'
+    names = [run.name for run in expand(seeds=(0,))]
+    assert names == GOLDEN, f'If so, let GOLDEN in this file be {names}.'
 
 
 GOLDEN = [
@@ -104,32 +88,13 @@ def test_what_is_wrong_with_a_table_is_said_in_a_line():
         assert '\n' not in str(error.value)
 
 
-def write_run(folder, run, accuracy, **changes):
-    """Writes the folder of a finished run."""
-    path = folder / run.name
-    path.mkdir(parents=True)
-    values = {'last': accuracy, 'median_last_20': accuracy - 0.01, 'selected': None, 'best_on_test': accuracy + 0.01}
-    result = {
-        'test_accuracy': values,
-        'seconds': 20.0,
-        'device': '1 x cpu',
-        'git_commit': 'abc',
-        'sources': provenance.digest(run.settings.methods),
-        **changes,
-    }
-    (path / 'result.json').write_text(json.dumps(result))
-    rows = [{'step': i, 'loss': 1.0, 'fixmatch/mask_rate': i / 100, 'seconds': i} for i in range(1, 101)]
-    rows += [{'step': 100, 'test_accuracy': accuracy}]
-    (path / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-
-
 def test_results_go_to_their_cells(tmp_path):
     small = spec.from_config(table())
     runs = list(spec.expand(small))
     write_run(tmp_path, runs[0], 0.5)
     write_run(tmp_path, runs[1], 0.7)
-    found = record.collect(small, runs, tmp_path, {}, {runs[2].name: 'no memory'})
-    cells = {(cell['row'], cell['column']): cell for cell in found['cells']}
+    content = record.collect(small, runs, tmp_path, {}, {runs[2].name: 'no memory'})
+    cells = {(cell['row'], cell['column']): cell for cell in content['cells']}
     assert list(cells) == [(r, c) for r in small.rows for c in small.columns]
     first = cells['Supervised', '10 labels']
     assert [(run['seed'], run['values']['last']) for run in first['runs']] == [(0, 0.5), (5, 0.7)]
@@ -143,7 +108,7 @@ def test_results_go_to_their_cells(tmp_path):
         {'seed': 0, 'folder': runs[2].name, 'failure': 'no memory'},
     ]
     assert cells['FixMatch, soft', '10 labels']['runs'] == []
-    json.dumps(found)  # all of it can be written
+    json.dumps(content)  # all of it can be written
 
 
 @pytest.mark.parametrize(
@@ -161,43 +126,10 @@ def test_results_go_to_their_cells(tmp_path):
 def test_the_protocol_is_read_off_the_settings(config, arg, expected):
     chosen = table(rows={'A': {'config': config}}, columns={'B': {'arg': arg}}, overrides=())
     (run, _) = spec.expand(spec.from_config(chosen))
-    found = record.protocol(spec.from_config(chosen), 'B', run.settings)
-    assert expected.items() <= found.items()
-    assert ('test images' in found) == (config == 'dann')
-    assert ('weights' in found) == (config == 'finetune')
-
-
-def test_results_of_an_earlier_table_stand_in_for_folders(tmp_path):
-    small = spec.from_config(table())
-    runs = list(spec.expand(small))
-    write_run(tmp_path, runs[0], 0.5)
-    earlier = record.known(record.collect(small, runs, tmp_path, {}, {runs[1].name: 'died'}))
-    assert list(earlier) == [('Supervised', '10 labels', runs[0].name)]
-    elsewhere = tmp_path / 'elsewhere'
-    found = record.collect(small, runs, elsewhere, earlier, {})
-    assert [run['values']['last'] for run in found['cells'][0]['runs']] == [0.5]
-    left = [run.name for cell in runner.unfinished(runs, elsewhere, earlier) for run in cell]
-    assert left == [run.name for run in runs[1:]]
-    # With other settings it is another run.
-    others = list(spec.expand(spec.from_config(table(overrides=(*SMALL, 'ema_decay=0.5')))))
-    assert sum(map(len, runner.unfinished(others, elsewhere, earlier))) == len(others)
-
-
-def test_results_whose_folders_are_gone_are_not_written_over(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    small = spec.from_config(table())
-    runs = list(spec.expand(small))
-    for run in runs:
-        write_run(tmp_path / 'gone', run, 0.5)
-    (tmp_path / 'pages').mkdir()
-    found = {'name': 'small', **record.collect(small, runs, tmp_path / 'gone', {}, {})}
-    (tmp_path / 'pages' / 'table.json').write_text(json.dumps(found))
-    with pytest.raises(UserError, match='4 results that this table has not'):
-        command.Command(table(seeds=(0,)), 'small', '', 'pages').make(1, [], None, None)
-    text = command.Command(table(), 'small', '', 'pages').make(1, [], None, None)
-    assert '50.00 ± 0.00' in text
-    again = json.loads((tmp_path / 'pages' / 'table.json').read_text())
-    assert again['cells'] == json.loads(json.dumps(found['cells']))
+    protocol = record.protocol(spec.from_config(chosen), 'B', run.settings)
+    assert expected.items() <= protocol.items()
+    assert ('test images' in protocol) == (config == 'dann')
+    assert ('weights' in protocol) == (config == 'finetune')
 
 
 def test_old_and_damaged_folders_are_no_tracebacks(tmp_path):
@@ -211,8 +143,7 @@ def test_old_and_damaged_folders_are_no_tracebacks(tmp_path):
         file.write('{"step": 3, "lo')
     (tmp_path / other.name).mkdir()
     (tmp_path / other.name / 'result.json').write_bytes(b'\xff{')
-    found = record.collect(small, [run, other], tmp_path, {}, {})
-    (entry,) = found['cells'][0]['runs']
+    (entry,) = record.collect(small, [run, other], tmp_path, {}, {})['cells'][0]['runs']
     assert entry['sources'] is None
     assert entry['curves']['test_accuracy'] == [[100, 0.5]]
 
@@ -232,13 +163,6 @@ def test_features_are_looked_up_by_labels_and_start(tmp_path):
     assert record.of_folder(features, learned, tmp_path / learned.name)['values']['linear_probe'] == 0.9
     with pytest.raises(UserError, match='no features with 60 labels'):
         record.of_folder(features, missing, tmp_path / missing.name)
-
-
-def test_a_run_that_two_rows_share_is_made_once(tmp_path):
-    rows = {'A': {'config': 'supervised'}, 'The same': {'config': 'supervised'}}
-    cells = runner.unfinished(expand(rows=rows), tmp_path, ())
-    assert [len(cell) for cell in cells] == [2, 2]
-    assert {run.row for cell in cells for run in cell} == {'A'}
 
 
 def test_time_is_estimated_from_the_nearest_runs_there_are():
@@ -267,17 +191,6 @@ def test_jobs_share_the_cores(jobs, cores, monkeypatch):
     assert set().union(*shares) == set(range(cores))
     if jobs <= cores:
         assert sum(map(len, shares)) == cores
-
-
-def test_the_list_says_what_is_there_and_what_is_not(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    runs = expand()
-    write_run(tmp_path / 'runs', runs[0], 0.5)
-    (tmp_path / 'runs' / runs[1].name / 'checkpoints' / '2').mkdir(parents=True)
-    lines = command.Command(table(), 'small', '', None).listing(jobs=2).splitlines()
-    assert lines[0].split() == 'Supervised 10 labels 20 s a run 1 finished, 1 at step 2 of 4'.split()  # noqa: SIM905
-    # The rest is estimated by what was measured, 20 s: half a run and six, by two jobs.
-    assert lines[-1] == '7 runs to make or to go on with: about 65 s with --jobs=2'
 
 
 def repository(tmp_path, monkeypatch):
@@ -328,37 +241,3 @@ def test_code_is_all_but_comments_and_docstrings():
     source = '"""Module."""\n\nA = "#no"  # comment\n\ndef f():\n    """Doc\n    string."""\n    return """x"""\n'
     assert provenance.code(source) == 'A = "#no"\ndef f():\n    return """x"""'
     assert provenance.code('def f(): """Doc."""') != provenance.code('def g(): """Doc."""')
-
-
-def test_check_names_the_rows_that_other_code_made(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    small = spec.from_config(table())
-    runs = list(spec.expand(small))
-    for run in runs[:4]:
-        write_run(tmp_path / 'runs', run, 0.5)
-    write_run(tmp_path / 'runs', runs[4], 0.5, sources='123', git_commit=provenance.commit())
-    found = {'name': 'small', **record.collect(small, runs, tmp_path / 'runs', {}, {})}
-    made = command.Command(table(), 'small', '', None)
-    with pytest.raises(UserError, match='holds no table'):
-        made.check()
-    made.folder.mkdir(parents=True)
-    (made.folder / 'table.json').write_text(json.dumps(found))
-    fresh, text = made.check()
-    assert not fresh
-    assert text.splitlines()[0].startswith('FixMatch, soft: 1 runs are stale; changed: ')
-    assert text.splitlines()[1].startswith('4 of 5 results')
-    found['cells'][2]['runs'] = []
-    (made.folder / 'table.json').write_text(json.dumps(found))
-    fresh, text = made.check()
-    assert fresh
-    assert text.startswith('4 of 4 results')
-    fresh, text = command.Command(table(overrides=(*SMALL, 'ema_decay=0.5')), 'small', '', None).check()
-    assert not fresh
-    assert text.splitlines()[0] == 'Supervised: 4 runs are stale; changed: settings'
-    for text in ('{}', '{"cells": [{"row": 1}]}'):
-        (made.folder / 'table.json').write_text(text)
-        with pytest.raises(UserError, match='none of a table'):
-            command.Command(table(), 'small', '', None)
-    (made.folder / 'table.json').write_text('{')
-    with pytest.raises(UserError, match='damaged'):
-        command.Command(table(), 'small', '', None)

@@ -1,15 +1,16 @@
-"""Checkpoints of the train state. The only place that knows orbax, whose v1 API is still 'experimental'."""
+"""Checkpoints of the train state. The only place that knows orbax."""
 
 import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
-from orbax.checkpoint.experimental import v1 as ocp
+from orbax.checkpoint import v1 as ocp
 
 from errors import UserError, first_line
 from models import pretrained
@@ -36,15 +37,24 @@ class Checkpoints(contextlib.AbstractContextManager):
         )
 
     def save(self, step: int, state: TrainState, validation_accuracy: float | None) -> None:
-        """Starts writing the state in the background. Waits for an earlier write to end."""
+        """Starts writing the state in the background. Waits for an earlier write to end.
+
+        Args:
+            step: Steps done.
+            state: The state after them.
+            validation_accuracy: By which the best checkpoint is kept; None where it was not measured.
+        """
         metrics = None if validation_accuracy is None else {'validation_accuracy': validation_accuracy}
         self._checkpointer.save_async(step, _as_dict(state), metrics=metrics)
 
     def latest(self, like: TrainState) -> TrainState | None:
         """Returns the newest state that can be read, None where nothing has been saved.
 
-        like: a state of the same shapes, types and shardings.
-        Raises UserError where there are checkpoints and none can be read.
+        Args:
+            like: A state of the same shapes, types and shardings.
+
+        Raises:
+            UserError: Where there are checkpoints and none can be read.
         """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _as_dict(like))
         damaged = []
@@ -71,36 +81,55 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._checkpointer.close()
 
 
+def read(folder: pathlib.Path) -> tuple[int, dict[str, Any]]:
+    """Reads the last checkpoint of a run.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        Its step, and {field of TrainState: tree of arrays}.
+
+    Raises:
+        UserError: Where it holds no checkpoint.
+        Exception: For a missing or damaged file, whatever orbax makes of it.
+    """
+    with ocp.training.Checkpointer((folder / 'checkpoints').resolve(strict=True)) as checkpointer:
+        if checkpointer.latest is None:
+            raise UserError(f'{folder} holds no checkpoint.')
+        step = checkpointer.latest.step
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), checkpointer.metadata(step).metadata
+        )
+        return step, checkpointer.load(step, abstract)
+
+
 def weights(source: str) -> pretrained.Weights:
     """Returns the averaged network of a run's last checkpoint, to begin another run with.
 
-    source: the run's folder. Raises UserError where it holds none.
+    Args:
+        source: The run's folder.
+
+    Raises:
+        UserError: Where it holds no checkpoint that can be read.
     """
     folder = pathlib.Path(source).expanduser()
     try:
         preprocessing = json.loads((folder / 'config.json').read_text())['preprocessing']
-        with ocp.training.Checkpointer((folder / 'checkpoints').resolve(strict=True)) as checkpointer:
-            if checkpointer.latest is None:
-                raise UserError(f"model.pretrained='{source}' holds no checkpoint.")
-            step = checkpointer.latest.step
-            device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            saved = checkpointer.metadata(step).metadata
-            saved = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved)
-            state = checkpointer.load(step, saved)
-    except UserError:
-        raise
-    except Exception as error:  # a missing or damaged file, and whatever orbax makes of one
+        step, state = read(folder)
+    except Exception as error:
         reason = first_line(error)[:200]
         raise UserError(f"model.pretrained='{source}' is no run's folder that can be read ({reason}).") from error
     tensors = {
         f'{collection}/{layer}/{leaf}': np.asarray(array)
-        for collection, part in (('params', state['ema_params']), ('batch_stats', state['batch_stats']))
-        for layer, leaves in part.items()
+        for collection, layers in (('params', state['ema_params']), ('batch_stats', state['batch_stats']))
+        for layer, leaves in layers.items()
         for leaf, array in leaves.items()
     }
     digest = hashlib.sha256(b''.join(name.encode() + tensors[name].tobytes() for name in sorted(tensors)))
     record = {'source': source, 'step': step, 'sha256': digest.hexdigest()}
-    preprocessing = {key: tuple(v) if isinstance(v, list) else v for key, v in preprocessing.items()}
+    preprocessing = {key: tuple(value) if isinstance(value, list) else value for key, value in preprocessing.items()}
     return pretrained.Weights(tensors, 'own', record, preprocessing)
 
 

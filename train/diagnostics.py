@@ -5,17 +5,25 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from absl import logging
 
+from methods.base import View
+
 _STRETCH = 0.1  # of all steps: how long something has to last before it is worth a warning
 _NEARLY_ALL = 0.9  # share of pseudo-labels
 _CHANCE = 0.3  # accuracy of four rotations that is not much more than a quarter
 _NO_SPREAD = 0.1  # standard deviation of embeddings, which is 1 where they fill the sphere
 
 
-def of_histogram(counts: np.ndarray) -> dict[str, float | None]:
-    """Describes the pseudo-labels used, by their number in each class `[C]`; None where there are none.
+def describe_histogram(counts: np.ndarray) -> dict[str, float | None]:
+    """Describes the pseudo-labels that were used.
 
-    entropy: of the class frequencies, in nats; log C where all classes are equally frequent, 0 where there is one.
-    top_class, top_class_share: the most frequent class, and its share.
+    Args:
+        counts: Their number in each class `[C]`.
+
+    Returns:
+        'entropy': Of the class frequencies, in nats; log C where all classes are equally frequent, 0 where there is
+            one class only.
+        'top_class', 'top_class_share': The most frequent class, and its share.
+        All are None where there are no pseudo-labels.
     """
     if not counts.sum() > 0:
         return dict.fromkeys(('entropy', 'top_class', 'top_class_share'))
@@ -27,9 +35,14 @@ def of_histogram(counts: np.ndarray) -> dict[str, float | None]:
 class Watch:
     """Follows the logged rows of a run and warns, once a stretch, of a method that has stopped learning."""
 
-    def __init__(self, steps: int, begins: Mapping[str, int] | None = None):
-        """steps: of the run. begins: {method: step up to which its loss is 0 by design}."""
-        self._begins = begins or {}
+    def __init__(self, steps: int, silent_steps: Mapping[str, int] | None = None):
+        """Begins to follow a run.
+
+        Args:
+            steps: Number of steps of the run.
+            silent_steps: {method: step up to which a loss of exactly 0 is no mistake}.
+        """
+        self._silent_steps = silent_steps or {}
         self._stretch = max(1, round(_STRETCH * steps))
         self._since: dict[str, int] = {}  # {what is wrong: step at which it began}
         self._warned: set[str] = set()
@@ -38,7 +51,7 @@ class Watch:
         """Takes a row of training metrics, means over the steps since the one before."""
         for key, value in row.items():
             method, _, name = key.partition('/')
-            if name == 'loss' and step > self._begins.get(method, 0):
+            if name == 'loss' and step > self._silent_steps.get(method, 0):
                 self._check(f'{method}/loss', value == 0, step, _ZERO.format(method=method))
             elif name == 'pseudo_label_top_class_share':
                 top = row[f'{method}/pseudo_label_top_class']
@@ -68,7 +81,7 @@ _ZERO = (
 _COLLAPSE = (
     'nearly all pseudo-labels of {method} were class {top}. Unless the unlabeled images are like that, try a lower '
     'optimizer.learning_rate, more steps or labels, or a method with distribution alignment '
-    '(--config.methods.fixmatch.alignment=True, adamatch); in domain adaptation a smaller weight of its loss.'
+    '(a setting of some methods, a part of others); in domain adaptation a smaller weight of its loss.'
 )
 _ROTATION = (
     '{method} guessed the rotation of images no better than by chance. Either they look the same from all sides '
@@ -81,9 +94,9 @@ _EMBEDDING = (
 )
 
 
-def check_views(views: Iterable[str], vertical_flip: bool) -> None:
+def check_views(views: Iterable[View], vertical_flip: bool) -> None:
     """Warns of an augmentation that leaves nothing to learn from rotated views."""
-    if vertical_flip and any('rotated' in view for view in views):
+    if vertical_flip and any(view.augmentation == 'rotated' for view in views):
         logging.warning(
             'data.weak.vertical_flip turns images over, which with a mirror image is a rotation by 180 degrees: '
             'rotations cannot be told apart. Set it to False.'

@@ -1,81 +1,122 @@
 """Predictions for a whole data set, every example exactly once, and their accuracy."""
 
+import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
 
 from errors import unknown
-from models import Batch
 from train import mesh as mesh_lib
-from train import selection, transfer
+from train import selection
+from train import step as step_lib
+from train.settings import Transfer
 from train.step import Trainer, TrainState
 from train.streams import Streams
 
 PIXELS = 512 * 64 * 64  # of a batch; fewer images where they are large
 
 
-def create(trainer: Trainer, mesh: jax.sharding.Mesh) -> Callable:
-    """Returns `predict(params, batch_stats, images, output='logits') -> logits`, or another output of the network.
+class Predict(Protocol):
+    """Runs the network over images and returns an output of it. Made by `create`."""
 
-    Compiled once for each output. Feature maps `[N, h, w, c]` come averaged over space, `[N, c]`.
+    def __call__(self, params: Any, batch_stats: Any, images: np.ndarray, output: str = 'logits') -> np.ndarray:
+        """Computes an output for every image.
 
-    images: uint8 `[N, H, W, C]`, any N, not augmented, or cached features, float32 `[N, D]`.
-    logits: float32 `[N, num_classes]`, on the host.
-    """
-    compiled = jax.jit(functools.partial(_outputs, trainer), static_argnames='output')
+        Args:
+            params: Parameters of the network.
+            batch_stats: Its running statistics.
+            images: uint8 `[N, H, W, C]`, any N, not augmented; or cached features, float32 `[N, D]`.
+            output: Name of the output. Compiled once for each.
+
+        Returns:
+            float32 `[N, D]`, on the host; feature maps `[N, h, w, D]` averaged over space.
+
+        Raises:
+            UserError: For an output that the network does not have.
+        """
+
+
+def create(trainer: Trainer, mesh: jax.sharding.Mesh) -> Predict:
+    """Returns the function that predicts with the trainer's network, on all devices of the mesh."""
+    compiled = jax.jit(functools.partial(_output, trainer), static_argnames='output')
     side = trainer.model.preprocess.resolution or max(trainer.data.image_shape[:2])
     batch_size = min(512, max(8, PIXELS // side**2)) // mesh.size * mesh.size
 
-    def predict(params, batch_stats, images: np.ndarray, output: str = 'logits') -> np.ndarray:
+    def predict(params: Any, batch_stats: Any, images: np.ndarray, output: str = 'logits') -> np.ndarray:
         outputs = []
         for start in range(0, len(images), batch_size):
-            part = images[start : start + batch_size]
-            part = np.pad(part, [(0, batch_size - len(part))] + [(0, 0)] * (part.ndim - 1))
-            outputs.append(compiled(params, batch_stats, mesh_lib.put_batch(mesh, part), output=output))
+            batch = images[start : start + batch_size]
+            batch = np.pad(batch, [(0, batch_size - len(batch))] + [(0, 0)] * (batch.ndim - 1))
+            outputs.append(compiled(params, batch_stats, mesh_lib.put_batch(mesh, batch), output=output))
         return np.concatenate(jax.device_get(outputs))[: len(images)]
 
     return predict
 
 
-def evaluator(trainer: Trainer, streams: Streams, predict: Callable) -> Callable:
-    """Returns `evaluate(state) -> ({'<held-out set>_<score>': value}, saved)`, with the averaged parameters.
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Scores a state, with its averaged parameters, on the held-out sets.
 
-    predict: of `create`.
+    Without a labeled stream the classifier has learned nothing: the accuracy is then that of nearest neighbours among
+    the features of the labeled images.
 
-    Without a labeled stream the classifier has learned nothing: the accuracy is then that of the nearest labeled
-    images among the features (`train.transfer.Transfer`). saved: features and logits of training images of both
-    domains, for `train.selection`; None without a target domain.
+    Attributes:
+        trainer: Whose network it is.
+        streams: The data.
+        predict: From `create`.
+        folder: Where domain adaptation saves features of training images of both domains, for `train.selection`.
     """
-    averaged = any(method.rotation_averaged for method in trainer.methods.values())
-    protocol = transfer.protocol(trainer.settings)
-    to_save = selection.images(streams) if trainer.settings.data.target else {}
 
-    def evaluate(state: TrainState) -> tuple[dict[str, float], tuple | None]:
-        of = functools.partial(predict, state.ema_params, state.batch_stats)
-        scores = {}
-        if 'labeled' not in trainer.batch_sizes:
-            labeled = streams.indices['labeled']
-            known = of(streams.images[labeled], protocol.layer), streams.labels[labeled]
-        for name, (images, labels) in streams.held_out.items():
-            if 'labeled' not in trainer.batch_sizes:
-                found = {'accuracy': protocol.neighbours(known, (of(images, protocol.layer), labels))}
-            else:
-                logits = of(images)
-                found = score(logits, labels)
-                if averaged:
-                    turned = sum(of(np.rot90(images, k, axes=(1, 2))) for k in (1, 2, 3))
-                    found['rotation_averaged'] = score(logits + turned, labels)['accuracy']
-            scores |= {f'{name}_{key}': value for key, value in found.items()}
-        if not to_save:
-            return scores, None
+    trainer: Trainer
+    streams: Streams
+    predict: Predict
+    folder: pathlib.Path
+
+    def __call__(self, step: int, state: TrainState) -> dict[str, float]:
+        """Returns {'<held-out set>_<score>': value} after a step."""
+        predict = functools.partial(self.predict, state.ema_params, state.batch_stats)
+        if 'labeled' in self.trainer.batch_sizes:
+            averaged = any(method.rotation_averaged for method in self.trainer.methods.values())
+            score = functools.partial(_score_classifier, predict, averaged)
+        else:
+            transfer, labeled = self.trainer.settings.transfer, self.streams.indices['labeled']
+            train = predict(self.streams.images[labeled], transfer.layer), self.streams.labels[labeled]
+            score = functools.partial(_score_neighbours, predict, transfer, train)
+        if self.trainer.settings.data.target:
+            self._save_features(step, state, predict)
+        return {
+            f'{name}_{key}': value
+            for name, (images, labels) in self.streams.held_out.items()
+            for key, value in score(images, labels).items()
+        }
+
+    def _save_features(self, step: int, state: TrainState, predict: Callable[..., np.ndarray]) -> None:
         head = jax.device_get(state.ema_params['head'])
-        features = {part: of(images, 'features') for part, images in to_save.items()}
-        return scores, (features, {part: x @ head['kernel'] + head['bias'] for part, x in features.items()})
+        features = {part: predict(images, 'features') for part, images in selection.images(self.streams).items()}
+        logits = {part: x @ head['kernel'] + head['bias'] for part, x in features.items()}
+        selection.save(self.folder, step, features, logits)
 
-    return evaluate
+
+def features(trainer: Trainer, streams: Streams, mesh: jax.sharding.Mesh, layer: str = 'features') -> Streams:
+    """Returns the streams with an output of the network, as a run begins with it, instead of the images.
+
+    Args:
+        trainer: Whose network it is.
+        streams: Images to run it over: those of the streams that the methods read, and the held-out sets.
+        mesh: The devices.
+        layer: The output of the network.
+    """
+    with jax.set_mesh(mesh):
+        variables = step_lib.initial(trainer, trainer.settings.seed, 0)
+        predict = functools.partial(create(trainer, mesh), variables['params'], variables['batch_stats'], output=layer)
+        return streams.map(predict, trainer.batch_sizes)
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -85,12 +126,58 @@ def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {'accuracy': float((logits.argmax(-1) == labels).mean()), 'loss': float(losses.mean())}
 
 
-def _outputs(trainer: Trainer, params, batch_stats, images, output: str) -> jax.Array:
+def neighbours(transfer: Transfer, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> float:
+    """Classifies by a vote of the k nearest neighbours.
+
+    Args:
+        transfer: How many of them vote, and how (k, temperature, metric, standardize).
+        train: Features `[N, D]` and classes int `[N]` of the labeled images.
+        test: The same of the test images.
+
+    Returns:
+        The accuracy on the test images, in [0, 1].
+    """
+    (x, y), (test_x, test_y) = train, test
+    if transfer.standardize:
+        scaler = StandardScaler().fit(x)
+        x, test_x = scaler.transform(x), scaler.transform(test_x)
+
+    def weights(distance: np.ndarray) -> np.ndarray:
+        # Shift so that the nearest neighbour weighs 1; otherwise all weights can underflow.
+        return np.exp((distance.min(1, keepdims=True) - distance) / transfer.temperature)
+
+    classifier = KNeighborsClassifier(
+        min(transfer.k, len(x)),
+        weights=weights if transfer.temperature else 'uniform',
+        metric=transfer.metric,
+        algorithm='brute',
+    )
+    return float(classifier.fit(x, y).score(test_x, test_y))
+
+
+def _score_classifier(
+    predict: Callable[..., np.ndarray], averaged: bool, images: np.ndarray, labels: np.ndarray
+) -> dict[str, float]:
+    logits = predict(images)
+    scores = score(logits, labels)
+    if averaged:
+        logits = logits + sum(predict(np.rot90(images, k, axes=(1, 2))) for k in (1, 2, 3))
+        scores['rotation_averaged'] = score(logits, labels)['accuracy']
+    return scores
+
+
+def _score_neighbours(
+    predict: Callable[..., np.ndarray], transfer: Transfer, train: tuple, images: np.ndarray, labels: np.ndarray
+) -> dict[str, float]:
+    return {'accuracy': neighbours(transfer, train, (predict(images, transfer.layer), labels))}
+
+
+def _output(trainer: Trainer, params, batch_stats, images, output: str) -> jax.Array:
     if images.ndim == 4:
         images = trainer.model.preprocess(images.astype(jnp.float32) / 255)
     variables = {'params': params, 'batch_stats': batch_stats}
-    outputs = trainer.model.apply(variables, Batch(images), train=False)[0]
+    outputs = trainer.model.apply(variables, images)[0]
     if output not in outputs:
         raise unknown('output of the network', output, outputs)
-    values = outputs[output].grad
+    values = outputs[output]
     return values.mean(axis=(1, 2)) if values.ndim == 4 else values

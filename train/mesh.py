@@ -23,9 +23,9 @@ def configure() -> None:
             jax.config.update(name, value)
 
 
-def create(*batch_sizes: int, most: int | None = None) -> jax.sharding.Mesh:
-    """Returns a mesh of as many devices as divide all batch sizes, with a warning where some of `most` stay idle."""
-    devices = jax.devices()[:most]
+def create(*batch_sizes: int) -> jax.sharding.Mesh:
+    """Returns a mesh of as many devices as divide all batch sizes, with a warning where some stay idle."""
+    devices = jax.devices()
     usable = max(d for d in range(1, len(devices) + 1) if math.gcd(*batch_sizes) % d == 0)
     if usable < len(devices):
         sizes = ' and '.join(map(str, batch_sizes))

@@ -4,18 +4,21 @@ Both are those of the start of the process: a run may last for days, and files b
 """
 
 import ast
+import functools
 import hashlib
 import io
 import pathlib
 import subprocess
 import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ('data', 'methods', 'models', 'train')
 # What only reports, and changes no number.
-REPORTING = ('errors.py', 'train/diagnostics.py', 'train/provenance.py', 'train/run_folder.py')
+REPORTING = ('errors.py', 'train/diagnostics.py', 'train/log.py', 'train/provenance.py', 'train/run_folder.py')
 
+# As they were when `read` was called.
 _sources: dict[str, str] = {}  # {file, relative to the repository: text}
 _commit: list[str | None] = [None]
 
@@ -35,27 +38,39 @@ def commit() -> str | None:
     return _commit[0]
 
 
-def files(methods: Iterable[str]) -> list[str]:
-    """Returns the files that the numbers of a run of these methods depend on, relative to the repository, sorted.
+def used_methods(settings: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the methods that a run uses, that of fine-tuning its features among them.
 
-    Those are all that it imports of ours but what only reports. Methods that it does not name are not among them, since
-    they are imported by name; supervised training always is, by which features are evaluated.
+    Args:
+        settings: Settings of the run, as config.json and result.json hold them.
     """
-    found, open_ = set(), ['train/loop.py', *(f'methods/{name}.py' for name in ('supervised', *methods))]
-    while open_:
-        name = open_.pop()
-        if name in _sources and name not in found:
-            found.add(name)
-            open_ += _imports(_sources[name])
-    return sorted(found - set(REPORTING))
+    transfer = settings['transfer']
+    return sorted({*settings['methods'], *([transfer['method']] if transfer['labels'] else [])})
+
+
+def files(methods: Iterable[str]) -> list[str]:
+    """Returns the files that the numbers of a run depend on, relative to the repository, sorted.
+
+    Those are all that it imports of ours but what only reports.
+
+    Args:
+        methods: Names of the methods that it uses. Others are not among the files, since methods are imported by name.
+    """
+    visited, queue = set(), ['train/experiment.py', *(f'methods/{name}.py' for name in methods)]
+    while queue:
+        name = queue.pop()
+        if name in _sources and name not in visited:
+            visited.add(name)
+            queue += _imports(_sources[name])
+    return sorted(visited - set(REPORTING))
 
 
 def digest(methods: Iterable[str]) -> str:
     """Returns a hash of the code in `files`; comments, docstrings and empty lines do not count."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for name in files(methods):
-        found.update(f'{name}\n{code(_sources[name])}\n'.encode())
-    return found.hexdigest()[:12]
+        sha.update(f'{name}\n{code(_sources[name])}\n'.encode())
+    return sha.hexdigest()[:12]
 
 
 def changed(methods: Iterable[str], since: str | None) -> list[str]:
@@ -66,6 +81,7 @@ def changed(methods: Iterable[str], since: str | None) -> list[str]:
     return [name for name, source in old.items() if source is None or code(source) != code(_sources[name])]
 
 
+@functools.cache
 def code(source: str) -> str:
     """Returns Python source without comments, docstrings and empty lines."""
     lines = source.splitlines()
@@ -90,7 +106,12 @@ def _git(*command: str) -> str | None:
         return None
 
 
-def _imports(source: str) -> Iterator[str]:
+@functools.cache
+def _imports(source: str) -> tuple[str, ...]:
+    return tuple(_imported(source))
+
+
+def _imported(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         names = []
         if isinstance(node, ast.Import):

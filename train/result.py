@@ -1,4 +1,4 @@
-"""What a run comes to: result.json."""
+"""The summary of a run: result.json."""
 
 import dataclasses
 import importlib.metadata
@@ -10,22 +10,32 @@ import jax
 
 from train import provenance, selection
 from train.run_folder import RunFolder
-from train.settings import Settings
 from train.step import Trainer, TrainState
 from train.streams import Streams
 
 
-def summarise(
-    settings: Settings, folder: RunFolder, trainer: Trainer, streams: Streams, state: TrainState
-) -> dict[str, Any]:
+def summarise(trainer: Trainer, streams: Streams, folder: RunFolder, state: TrainState, devices: int) -> dict[str, Any]:
     """Returns test accuracy by several selection rules, the protocol it was reached under, and its cost.
 
-    last: the last evaluation. median_last_20: FixMatch's rule. selected: by the rule that is set, at the best
-    validation accuracy or, in domain adaptation, by one of `train.selection`, which are all under 'selection'; null
-    without a validation part. best_on_test: chosen by looking at the test set, as many published tables are; a
-    leak, stored to be compared with and never to be reported as the accuracy. rotation_averaged: the last one, with
-    outputs averaged over four rotations of the image.
+    Args:
+        trainer: What was trained.
+        streams: The data.
+        folder: The run's folder, with the rows of its log.
+        state: The state after the last step.
+        devices: Number of devices that it was trained on, or went on on after the last interruption.
+
+    Returns:
+        The content of result.json. In 'test_accuracy':
+
+        last: The last evaluation.
+        median_last_20: FixMatch's rule.
+        selected: By the rule that is set, at the best validation accuracy or, in domain adaptation, by one of
+            `train.selection`, which are all under 'selection'; null without a validation part.
+        best_on_test: Chosen by looking at the test set, as many published tables are; a leak, stored to be compared
+            with and never to be reported as the accuracy.
+        rotation_averaged: The last one, with outputs averaged over four rotations of the image.
     """
+    settings = trainer.settings
     rows = folder.rows()
     evaluations = [row for row in rows if 'test_accuracy' in row]
     test = [row['test_accuracy'] for row in evaluations]
@@ -71,9 +81,10 @@ def summarise(
         'settings': dataclasses.asdict(settings),
         'seconds': rows[-1]['seconds'],
         'images_per_second': statistics.median(speeds) if speeds else None,
-        'device': f'{jax.local_device_count()} x {jax.devices()[0].device_kind} ({platform.machine()})',
+        'device': f'{devices} x {jax.devices()[0].device_kind} ({platform.machine()})',
+        'devices': devices,
         'versions': {'python': platform.python_version()}
         | {name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')},
         'git_commit': provenance.commit(),
-        'sources': provenance.digest(settings.methods),
+        'sources': provenance.digest(provenance.used_methods(dataclasses.asdict(settings))),
     }

@@ -18,10 +18,28 @@ from train.settings import Settings
 def default(settings: Settings) -> pathlib.Path:
     """Returns runs/<methods>-<data>-<labels>-<hash of the settings>: equal settings share a folder."""
     text = json.dumps(dataclasses.asdict(settings), sort_keys=True)
-    methods = '+'.join(name for name in settings.methods if len(settings.methods) == 1 or name != 'supervised')
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     data = settings.data.name + (f'-{settings.data.target}' if settings.data.target else '')
+    methods = '+'.join(settings.methods)
     return pathlib.Path('runs') / f'{methods}-{data.replace("/", "_")}-{settings.data.labels}-{digest}'
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file in one piece: whoever reads it meanwhile gets the old content or the new."""
+    _write(path, json.dumps(value, indent=2) + '\n')
+
+
+def finished(path: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the content of a run's result.json.
+
+    None where something is left to do, the evaluation of its features for instance, or where the file is damaged.
+    """
+    try:
+        result = json.loads((path / 'result.json').read_text(encoding='utf-8'))
+    except (FileNotFoundError, ValueError):
+        return None
+    evaluated = 'transfer' in result or not result['settings']['transfer'].get('labels')
+    return result if evaluated else None
 
 
 class Busy(UserError):
@@ -34,9 +52,14 @@ class RunFolder(contextlib.AbstractContextManager):
     def __init__(self, path: pathlib.Path, settings: Settings, more: Mapping[str, Any] = MappingProxyType({})):
         """Makes the folder, or opens that of the same run.
 
-        more: what else makes it the same run and goes into config.json.
-        Raises UserError where it cannot be written or where it belongs to a run with other settings, Busy where
-        another process has it.
+        Args:
+            path: The folder.
+            settings: Settings of the run.
+            more: What else makes it the same run and goes into config.json.
+
+        Raises:
+            UserError: Where the folder cannot be written or belongs to a run with other settings.
+            Busy: Where another process has it.
         """
         self.path = path
         wanted = json.loads(json.dumps({**dataclasses.asdict(settings), **more}))
@@ -44,10 +67,10 @@ class RunFolder(contextlib.AbstractContextManager):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = open(path / '.lock', 'w')  # noqa: SIM115 - held as long as the run goes on
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if (found := self.read_json('config.json')) is None:
+            if (present := self.read_json('config.json')) is None:
                 self.write_json('config.json', wanted)
             else:
-                self._check_same(found, wanted)
+                self._check_same(present, wanted)
             (path / 'metrics.jsonl').touch()
         except UserError:
             self._lock.close()
@@ -60,20 +83,24 @@ class RunFolder(contextlib.AbstractContextManager):
     def __exit__(self, *exception) -> None:
         self._lock.close()
 
-    def _check_same(self, found: dict, wanted: dict) -> None:
-        found, wanted = _flat(found), _flat(wanted)
-        keys = sorted((found.keys() | wanted.keys()) - {'weights.revision'})  # the SHA-256 says more
-        differing = [key for key in keys if found.get(key) != wanted.get(key)]
+    def _check_same(self, present: dict, wanted: dict) -> None:
+        present, wanted = _flat(present), _flat(wanted)
+        keys = sorted((present.keys() | wanted.keys()) - {'weights.revision'})  # the SHA-256 says more
+        differing = [key for key in keys if present.get(key) != wanted.get(key)]
         if differing:
-            diff = '; '.join(f'{k} was {found.get(k)}, now {wanted.get(k)}' for k in differing)
+            diff = '; '.join(f'{key} was {present.get(key)}, now {wanted.get(key)}' for key in differing)
             raise UserError(f'{self.path} holds a run with other settings ({diff}). Choose another --workdir.')
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file."""
-        self._write(name, json.dumps(value, indent=2) + '\n')
+        write_json(self.path / name, value)
 
     def read_json(self, name: str) -> Any | None:
-        """Returns the content of a JSON file, None where there is none. Raises UserError where it is damaged."""
+        """Returns the content of a JSON file, None where there is none.
+
+        Raises:
+            UserError: Where it is damaged.
+        """
         try:
             return json.loads((self.path / name).read_text())
         except FileNotFoundError:
@@ -83,8 +110,8 @@ class RunFolder(contextlib.AbstractContextManager):
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a row to metrics.jsonl."""
-        with open(self.path / 'metrics.jsonl', 'a') as f:
-            f.write(json.dumps(row) + '\n')
+        with open(self.path / 'metrics.jsonl', 'a') as file:
+            file.write(json.dumps(row) + '\n')
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the rows of metrics.jsonl, without a last one that a killed run left half written."""
@@ -97,13 +124,14 @@ class RunFolder(contextlib.AbstractContextManager):
     def rewind(self, step: int) -> None:
         """Drops the rows after `step`: a resumed run writes them again."""
         rows = [json.dumps(row) + '\n' for row in self.rows() if row['step'] <= step]
-        self._write('metrics.jsonl', ''.join(rows))
+        _write(self.path / 'metrics.jsonl', ''.join(rows))
 
-    def _write(self, name: str, text: str) -> None:
-        # In one piece: whoever reads it, or is killed here, finds the old content or the new.
-        temporary = self.path / f'.{name}.new'
-        temporary.write_text(text)
-        os.replace(temporary, self.path / name)
+
+def _write(path: pathlib.Path, text: str) -> None:
+    # In one piece, also where the process is killed here.
+    temporary = path.with_name(f'.{path.name}.new')
+    temporary.write_text(text)
+    os.replace(temporary, path)
 
 
 def _flat(tree: dict, prefix: str = '') -> dict[str, Any]:

@@ -37,7 +37,14 @@ def images(streams: Streams) -> dict[str, np.ndarray]:
 
 
 def save(folder: pathlib.Path, step: int, features: dict[str, np.ndarray], logits: dict[str, np.ndarray]) -> None:
-    """Writes features and logits of an evaluation, {part: float32 [N, D] and [N, C]}, to folder/<step>.npz."""
+    """Writes an evaluation to folder/<step>.npz.
+
+    Args:
+        folder: Made where it is not there.
+        step: Step of the evaluation.
+        features: {part: float32 `[N, D]`}, which are stored in half precision.
+        logits: {part: float32 `[N, C]`}.
+    """
     folder.mkdir(exist_ok=True)
     arrays = {f'{part}_features': np.clip(x, -6e4, 6e4).astype(np.float16) for part, x in features.items()}
     arrays |= {f'{part}_logits': x.astype(np.float32) for part, x in logits.items()}
@@ -48,17 +55,22 @@ def save(folder: pathlib.Path, step: int, features: dict[str, np.ndarray], logit
 
 
 def choose(folder: pathlib.Path, evaluations: list[dict], validation_labels: np.ndarray | None) -> dict[str, dict]:
-    """Returns {rule: {'step', 'score', 'test_accuracy', 'a_distance'}}; the values are None where none is eligible.
+    """Chooses a step by every rule.
 
-    evaluations: rows with 'step' and 'test_accuracy', of which the latter only says what was chosen.
-    validation_labels: of the held-out source images.
+    Args:
+        folder: Where `save` has put the evaluations.
+        evaluations: Rows with 'step' and 'test_accuracy', of which the latter only says what was chosen.
+        validation_labels: Classes of the held-out source images, int `[N]`; None where there are none.
+
+    Returns:
+        {rule: {'step', 'score', 'test_accuracy', 'a_distance'}}; the values are None where no step is eligible.
     """
     scored = []
     for row in evaluations:
-        with np.load(folder / f'{row["step"]}.npz') as arrays:
-            found = {name: arrays[name].astype(np.float64) for name in arrays}
-        if not collapsed(found['target_logits']):
-            scored.append((row, *scores(found, validation_labels)))
+        with np.load(folder / f'{row["step"]}.npz') as file:
+            arrays = {name: file[name].astype(np.float64) for name in file}
+        if not collapsed(arrays['target_logits']):
+            scored.append((row, *scores(arrays, validation_labels)))
     chosen = {}
     for rule in ('validation', 'entropy', 'information', 'iwcv', 'dev'):
         if validation_labels is None and rule not in ('entropy', 'information'):
@@ -82,16 +94,24 @@ def collapsed(target_logits: np.ndarray) -> bool:
     return np.exp(_entropy(p)) < len(p) / 2
 
 
-def scores(found: dict[str, np.ndarray], validation_labels: np.ndarray | None) -> tuple[dict[str, float], float]:
-    """Returns {rule: score} of one evaluation and the proxy A-distance of its features (see `density_ratio`)."""
-    p = _softmax(found['target_logits'])
+def scores(arrays: dict[str, np.ndarray], validation_labels: np.ndarray | None) -> tuple[dict[str, float], float]:
+    """Scores one evaluation.
+
+    Args:
+        arrays: {'<part>_features': `[N, D]`, '<part>_logits': `[N, C]`}, of source, target and, if any, validation.
+        validation_labels: Classes of the held-out source images, int `[N]`; None where there are none.
+
+    Returns:
+        {rule: score} and the proxy A-distance of the features (see `density_ratio`).
+    """
+    p = _softmax(arrays['target_logits'])
     conditional = _entropy(p).mean()
     values = {'entropy': -conditional, 'information': _entropy(p.mean(0)) - conditional}
     weights, distance = density_ratio(
-        found['source_features'], found['target_features'], found.get('validation_features')
+        arrays['source_features'], arrays['target_features'], arrays.get('validation_features')
     )
     if validation_labels is not None:
-        errors = (found['validation_logits'].argmax(-1) != validation_labels).astype(np.float64)
+        errors = (arrays['validation_logits'].argmax(-1) != validation_labels).astype(np.float64)
         values['validation'] = 1 - errors.mean()
         weighted = weights * errors
         values['iwcv'] = -weighted.mean()
@@ -101,11 +121,20 @@ def scores(found: dict[str, np.ndarray], validation_labels: np.ndarray | None) -
     return {rule: float(value) for rule, value in values.items()}, distance
 
 
-def density_ratio(source: np.ndarray, target: np.ndarray, of: np.ndarray | None) -> tuple[np.ndarray | None, float]:
-    """Returns how much likelier features `of` `[n, D]` are in the target domain, `[n]`, and the proxy A-distance.
+def density_ratio(
+    source: np.ndarray, target: np.ndarray, query_features: np.ndarray | None
+) -> tuple[np.ndarray | None, float]:
+    """Compares the two domains by a logistic regression that tells source from target features.
 
-    From a logistic regression that tells source from target features. The distance is 2 (1 - 2 error), of the error on
-    the half of them that another such regression has not seen: 2 where the domains can be told apart, 0 where not.
+    Args:
+        source: Features of source images `[N, D]`.
+        target: Features of target images `[M, D]`.
+        query_features: Features `[n, D]` to return the ratio of; None for none.
+
+    Returns:
+        How much likelier each of query_features is in the target domain, `[n]`, or None, and the proxy A-distance:
+        2 (1 - 2 error), of the error on the half of the features that another such regression has not seen. 2 where
+        the domains can be told apart, 0 where not.
     """
     x = np.concatenate([source, target])
     y = np.repeat([0, 1], [len(source), len(target)])
@@ -113,9 +142,9 @@ def density_ratio(source: np.ndarray, target: np.ndarray, of: np.ndarray | None)
     x = scaler.transform(x)
     half = LogisticRegression(max_iter=300).fit(x[::2], y[::2])
     distance = float(2 * (1 - 2 * (half.predict(x[1::2]) != y[1::2]).mean()))
-    if of is None:
+    if query_features is None:
         return None, distance
-    odds = LogisticRegression(max_iter=300).fit(x, y).predict_proba(scaler.transform(of))
+    odds = LogisticRegression(max_iter=300).fit(x, y).predict_proba(scaler.transform(query_features))
     return odds[:, 1] / np.maximum(odds[:, 0], 1e-12) * len(source) / len(target), distance
 
 

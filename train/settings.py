@@ -1,4 +1,8 @@
-"""The settings of a run, as frozen dataclasses: what a config file must and may say."""
+"""The settings of a run, as frozen dataclasses: each setting with its default, and what it may be.
+
+Defaults are the recipe of the FixMatch paper for CIFAR-10 (section 4 and appendix B of arXiv:2001.07685, and
+github.com/google-research/fixmatch). A config file starts from `to_config` and states what differs.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,10 +10,15 @@ from typing import Any
 
 import ml_collections
 
-from errors import UserError, build, unknown
+import methods
+import models
+from data import augment
+from errors import UserError, build, check_range, defaults, unknown
+from methods.base import LABELED, WEAK
 
 PROTOCOLS = ('inductive', 'transductive')
 SCHEDULES = ('cosine', 'steps', 'inverse')
+METRICS = ('cosine', 'euclidean')
 # How `selected` is chosen: the first by validation accuracy, the others without any label of the target domain.
 SELECTIONS = ('validation', 'entropy', 'information', 'iwcv', 'dev')
 
@@ -18,16 +27,11 @@ SELECTIONS = ('validation', 'entropy', 'information', 'iwcv', 'dev')
 class Data:
     """What is learned from. Labeled, unlabeled and test images are of one data set, or the last two of `target`."""
 
-    name: str  # a tfds data set or one of data/builders/
-    labels: int  # number of labeled training images; -1: all of them
-    unlabeled_ratio: int  # mu: unlabeled images per labeled image in a step
-    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
-    std: tuple[float, ...]
-    weak: Mapping[str, Any]  # fields of data.augment.Weak
-    strong: Mapping[str, Any]  # fields of data.augment.Strong, beside those of weak
+    name: str = 'cifar10'  # a tfds data set or one of data/builders/
     train_split: str = 'train'  # labeled images come from here
     unlabeled_split: str = ''  # more unlabeled images than those of train_split ('' for none)
     test_split: str = 'test'
+    labels: int = 40  # number of labeled training images; -1: all of them
     label_protocol: str = 'balanced'  # or 'proportional' to the classes' frequencies
     label_seed: int = -1  # of the label split; -1: the run's seed
     manifest: str = ''  # labels.json of an earlier run, instead of drawing labels
@@ -36,17 +40,22 @@ class Data:
     target_split: str = ''  # of the target's unlabeled images; '' for one called as train_split
     protocol: str = 'inductive'  # test images are new; 'transductive': they are the unlabeled ones
     image_size: int = 0  # side in pixels that all images are brought to when they are read; 0: as they are
-    rotated: Mapping[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # of data.augment.Rotated, beside those of weak
     cache_features: bool = False  # run the frozen backbone over all images once, not augmented, and train on features
+    unlabeled_ratio: int = 7  # mu: unlabeled images per labeled image in a step
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # per channel, of pixels in [0, 1]
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    weak: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of data.augment.Weak
+    strong: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of data.augment.Strong, beside those of weak
+    rotated: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of Rotated, beside those of weak
 
     def __post_init__(self):
         if self.labels < -1 or self.labels == 0:
             raise UserError(f'data.labels must be at least 1, or -1 for all, not {self.labels}.')
-        if self.unlabeled_ratio < 1:
-            raise UserError(f'data.unlabeled_ratio must be at least 1, not {self.unlabeled_ratio}.')
-        if min(self.std, default=0) <= 0 or len(self.mean) != len(self.std):
+        check_range('data.unlabeled_ratio', self.unlabeled_ratio, 1)
+        check_range('data.label_seed', self.label_seed, -1)
+        check_range('data.validation', self.validation, 0)
+        check_range('data.image_size', self.image_size, 0)
+        if not self.std or not min(self.std) > 0 or len(self.mean) != len(self.std):
             raise UserError(f'data.mean {self.mean} and data.std {self.std} need one value a channel, std above 0.')
         if self.protocol not in PROTOCOLS:
             raise unknown('data.protocol', self.protocol, PROTOCOLS)
@@ -60,9 +69,9 @@ class Data:
 class Optimizer:
     """SGD with Nesterov momentum, with a learning rate that may differ from layer to layer."""
 
-    learning_rate: float
+    learning_rate: float = 0.03
     momentum: float = 0.9
-    weight_decay: float = 0.0  # factor of an L2 gradient on kernels only
+    weight_decay: float = 5e-4  # factor of an L2 gradient on kernels only
     schedule: str = 'cosine'  # learning rate times cos(pi * cosine_cycles * progress), 'steps' or 'inverse'
     cosine_cycles: float = 7 / 16  # 0.5 ends at zero
     boundaries: tuple[float, ...] = ()  # of 'steps': progress from which the learning rate is a tenth of that before
@@ -79,38 +88,68 @@ class Optimizer:
         for name, value in (('warmup', self.warmup), *(('boundaries', boundary) for boundary in self.boundaries)):
             if not 0 <= value <= 1:
                 raise UserError(f'optimizer.{name} is a part of training, from 0 to 1, not {value} steps.')
-        if self.unfreeze_step < 0:
-            raise UserError(f'optimizer.unfreeze_step must be at least 0, not {self.unfreeze_step}.')
+        check_range('optimizer.momentum', self.momentum, 0, 1)
+        for name in ('learning_rate', 'weight_decay', 'cosine_cycles', 'inverse_gamma', 'inverse_power'):
+            check_range(f'optimizer.{name}', getattr(self, name), 0)
+        check_range('optimizer.unfreeze_step', self.unfreeze_step, 0)
         if not 0 < self.layer_decay <= 1:
             raise UserError(f'optimizer.layer_decay must be in (0, 1], not {self.layer_decay}.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """How features are evaluated. Published protocols differ (solo-learn: k 20, temperature 0.07)."""
+
+    labels: tuple[int, ...] = ()  # numbers of labels to evaluate with (-1: all); none: no evaluation after training
+    layer: str = 'features'  # output whose average over space is evaluated; earlier ones ('stage2') are more general
+    k: int = 20  # neighbours that vote
+    temperature: float = 0.07  # a vote weighs exp(-distance / temperature); 0: all weigh the same
+    metric: str = 'cosine'  # or 'euclidean'
+    standardize: bool = False  # features, by mean and standard deviation of the labeled images, for the neighbours
+    method: str = 'supervised'  # that fine-tunes
+    steps: int = 300  # of fine-tuning
+    batch_size: int = 16
+    learning_rate: float = 0.03
+
+    def __post_init__(self):
+        if self.metric not in METRICS:
+            raise unknown('transfer.metric', self.metric, METRICS)
+        if not self.k >= 1 or not self.temperature >= 0:
+            raise UserError(f'transfer.k must be at least 1 and temperature 0, not {self.k} and {self.temperature}.')
+        for labels in self.labels:
+            if labels < -1 or labels == 0:
+                raise UserError(f'transfer.labels must be at least 1, or -1 for all, not {labels}.')
+        check_range('transfer.steps', self.steps, 1)
+        check_range('transfer.batch_size', self.batch_size, 1)
+        check_range('transfer.learning_rate', self.learning_rate, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """One run. Equal settings mean equal runs, so they name the run folder."""
 
-    seed: int
-    steps: int
-    batch_size: int  # labeled images in a step
-    data: Data
-    model: Mapping[str, Any]  # 'name', fields of that network, of models.create, and 'pretrained' weights
-    methods: Mapping[str, Mapping[str, Any]]  # {name: hyper-parameters}; losses add up
-    optimizer: Optimizer
-    ema_decay: float  # of the averaged parameters that are evaluated
-    log_steps: int
-    eval_steps: int
-    checkpoint_steps: int
+    seed: int = 0
+    steps: int = 2**20
+    batch_size: int = 64  # labeled images in a step
+    data: Data = dataclasses.field(default_factory=Data)
+    model: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {'name': 'wide_resnet'})  # models.settings
+    methods: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # {name: its fields}; losses add
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    ema_decay: float = 0.999  # of the averaged parameters that are evaluated
+    log_steps: int = 128
+    eval_steps: int = 1024
+    checkpoint_steps: int = 4096
     selection: str = 'validation'  # how the accuracy `selected` is chosen, one of SELECTIONS
-    transfer: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of train.transfer.Transfer
+    transfer: Transfer = dataclasses.field(default_factory=Transfer)
 
     def __post_init__(self):
         for name in ('steps', 'batch_size', 'log_steps', 'eval_steps', 'checkpoint_steps'):
-            if getattr(self, name) < 1:
-                raise UserError(f'{name} must be at least 1, not {getattr(self, name)}.')
+            check_range(name, getattr(self, name), 1)
         if 0 < self.steps <= self.optimizer.unfreeze_step:
             raise UserError('optimizer.unfreeze_step must come before the last of the steps.')
         if not 0 <= self.seed < 2**31:
             raise UserError(f'seed must be in [0, 2^31), not {self.seed}.')
+        check_range('ema_decay', self.ema_decay, 0, 1)
         if self.data.validation and self.checkpoint_steps % self.eval_steps:
             raise UserError('checkpoint_steps must be a multiple of eval_steps where a validation part is used.')
         if self.selection not in SELECTIONS:
@@ -123,9 +162,63 @@ class Settings:
             raise UserError('methods is empty: name at least one, such as methods.supervised.')
 
 
+_PARTS = {'data': Data, 'optimizer': Optimizer, 'transfer': Transfer}
+
+
+def to_config(method_names: tuple[str, ...] = (), model: str = 'wide_resnet') -> ml_collections.ConfigDict:
+    """Returns the defaults of every setting, for the methods and the network named."""
+    values = defaults(Settings) | {key: defaults(cls) for key, cls in _PARTS.items()}
+    weak = defaults(augment.Weak)
+    values['data'] |= {
+        'weak': weak,
+        'strong': defaults(augment.Strong, *weak),
+        'rotated': defaults(augment.Rotated, *weak),
+    }
+    values['model'] = {'name': model, **models.settings(model)}
+    values['methods'] = {name: methods.defaults(name) for name in method_names}
+    return ml_collections.ConfigDict(values)
+
+
 def from_config(config: ml_collections.ConfigDict) -> Settings:
-    """Turns a config into Settings. Raises UserError for a key that nothing reads or that is missing."""
+    """Returns the Settings of a config. Raises UserError for a key that nothing reads or an impossible value."""
     values = config.to_dict()
-    for key, cls in (('data', Data), ('optimizer', Optimizer)):
+    for key, cls in _PARTS.items():
         values[key] = build(cls, f'setting of {key}', values.get(key, {}))
     return build(Settings, 'setting', values)
+
+
+def idle(settings: Settings) -> dict[str, str]:
+    """Returns {setting: why it has no effect in this run}; 'data.strong' stands for all of its fields."""
+    data, created = settings.data, [methods.create(*method) for method in settings.methods.items()]
+    views = {view for method in created for view in method.views()}
+    if settings.model.get('batch_norm', 'joint') != 'joint':  # reads both domains
+        views |= {LABELED, WEAK}
+    streams, augmentations = {view.stream for view in views}, {view.augmentation for view in views}
+    reasons = {}
+
+    def add(condition: bool, why: str, *names: str) -> None:
+        if condition:
+            reasons.update(dict.fromkeys(names, why))
+
+    add(not data.target, 'without a data.target', 'data.target_split')
+    unread = 'unlabeled' not in streams
+    add(unread, 'as no method reads unlabeled images', 'data.unlabeled_ratio', 'data.unlabeled_split')
+    for augmentation in ('strong', 'rotated'):
+        add(augmentation not in augmentations, f'as no method reads {augmentation} images', f'data.{augmentation}')
+    add(data.cache_features, 'with data.cache_features', 'data.weak', 'data.strong', 'data.rotated')
+    add(bool(data.weak.get('min_area')), 'with data.weak.min_area', 'data.weak.pad')
+    add(data.strong.get('protocol') == 'torchssl', 'with torchssl', 'data.strong.translate', 'data.strong.cutout')
+    add(data.labels == -1 and not settings.transfer.labels, 'with data.labels=-1', 'data.label_protocol')
+    add(bool(data.manifest), 'with a data.manifest', 'data.label_seed')
+    schedule = settings.optimizer.schedule
+    for name, used in {
+        'cosine': ('cosine_cycles',),
+        'steps': ('boundaries',),
+        'inverse': ('inverse_gamma', 'inverse_power'),
+    }.items():
+        add(schedule != name, f'with optimizer.schedule={schedule}', *(f'optimizer.{field}' for field in used))
+    if not settings.transfer.labels:
+        tuning = ('method', 'steps', 'batch_size', 'learning_rate')
+        neighbours = () if 'labeled' not in streams else ('layer', 'k', 'temperature', 'metric', 'standardize')
+        add(True, 'without transfer.labels', *(f'transfer.{name}' for name in (*tuning, *neighbours)))
+    return reasons

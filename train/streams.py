@@ -14,11 +14,15 @@ from train.settings import Data, Settings
 
 @dataclasses.dataclass(frozen=True)
 class Streams:
-    """images uint8 `[N, H, W, C]` and labels int32 `[N]` of all training images.
+    """All images of a run, and which of them each stream draws from.
 
-    indices: {stream: which of them it draws from}.
-    held_out: {'test': (images, labels)}, and 'validation' where one was asked for.
-    manifest: what labels.json holds.
+    Attributes:
+        images: All training images, uint8 `[N, H, W, C]`; cached features are float32 `[N, D]`.
+        labels: Their classes, int32 `[N]`.
+        indices: {stream: indices of the training images that it draws from}.
+        held_out: {'test': (images, labels)}, and 'validation' where one was asked for.
+        num_classes: Number of classes.
+        manifest: What labels.json holds.
     """
 
     images: np.ndarray
@@ -30,25 +34,19 @@ class Streams:
 
     @classmethod
     def load(cls, settings: Settings, data_dir: str | None) -> 'Streams':
-        """Reads the data set and draws the label split. Raises UserError for what the user can mend."""
+        """Reads the data sets and draws the label split.
+
+        Args:
+            settings: Settings of the run.
+            data_dir: Folder of prepared data sets; None: tfds' own.
+
+        Raises:
+            UserError: For what the user can mend.
+        """
         data = settings.data
         train = _load(data, data.name, data.train_split, data_dir)
         images, labels = train.images, train.labels
-        if data.manifest:
-            split = splits.from_manifest(data.manifest, data.name, labels, images)
-            found = len(split.labeled), len(split.validation)
-            if found != (data.labels, data.validation):
-                raise UserError(
-                    f'{data.manifest} holds {found[0]} labels and {found[1]} validation images, the settings say '
-                    f'data.labels={data.labels} and data.validation={data.validation}: make them equal.'
-                )
-            with open(data.manifest, encoding='utf-8') as file:
-                manifest = json.load(file)
-        else:
-            seed = settings.seed if data.label_seed < 0 else data.label_seed
-            chosen = (data.labels, train.num_classes, data.label_protocol, seed, data.validation)
-            split = splits.draw(labels, *chosen)
-            manifest = splits.to_manifest(split, data.name, labels, images, data.label_protocol, seed)
+        split, manifest = _split(settings, train)
         held_out = {}
         if len(split.validation):
             held_out['validation'] = images[split.validation], labels[split.validation]
@@ -81,7 +79,15 @@ class Streams:
         )
 
     def map(self, f: Callable[[np.ndarray], np.ndarray], streams: Iterable[str]) -> 'Streams':
-        """Returns f of the images, uint8 `[N, H, W, C]`, of the streams named and of the held-out sets."""
+        """Applies a function to the images, `[N, H, W, C]`, of some streams and of the held-out sets.
+
+        Args:
+            f: The function.
+            streams: Names of the streams to keep.
+
+        Returns:
+            Those streams, with what the function returns instead of the images.
+        """
         used = np.unique(np.concatenate([self.indices[stream] for stream in streams]))
         return dataclasses.replace(
             self,
@@ -100,14 +106,41 @@ class Streams:
         return {stream: self.batch(stream, seed, step, size) for stream, size in sizes.items()}
 
     def batch(self, stream: str, seed: int, step: int, size: int) -> dict[str, np.ndarray]:
-        """Returns images, uint8 `[size, H, W, C]`, their labels and their indices in the stream, int32 `[size]`.
+        """Returns a batch of a stream, a pure function of all four arguments.
 
-        A pure function of all four.
+        Args:
+            stream: Name of the stream.
+            seed: Seed of the run.
+            step: Number of the step, from 0.
+            size: Number of images.
+
+        Returns:
+            {'images': uint8 `[size, H, W, C]`, 'labels': int32 `[size]`, 'indices': of the images in the stream,
+            int32 `[size]`}.
         """
-        of = self.indices[stream]
-        indices = sampler.batch_indices(seed, stream, step, size, len(of))
-        chosen = of[indices]
-        return {'images': self.images[chosen], 'labels': self.labels[chosen], 'indices': indices.astype(np.int32)}
+        stream_indices = self.indices[stream]
+        indices = sampler.batch_indices(seed, stream, step, size, len(stream_indices))
+        rows = stream_indices[indices]
+        return {'images': self.images[rows], 'labels': self.labels[rows], 'indices': indices.astype(np.int32)}
+
+
+def _split(settings: Settings, train: datasets.Arrays) -> tuple[splits.Split, dict]:
+    """Returns which images are labeled, and the manifest that says so: a given one, or one drawn by the seed."""
+    data = settings.data
+    if not data.manifest:
+        seed = settings.seed if data.label_seed < 0 else data.label_seed
+        split = splits.draw(train.labels, data.labels, train.num_classes, data.label_protocol, seed, data.validation)
+        manifest = splits.to_manifest(split, data.name, train.labels, train.images, data.label_protocol, seed)
+        return split, manifest
+    split = splits.from_manifest(data.manifest, data.name, train.labels, train.images)
+    labels, validation = len(split.labeled), len(split.validation)
+    if (labels, validation) != (data.labels, data.validation):
+        raise UserError(
+            f'{data.manifest} holds {labels} labels and {validation} validation images, the settings say '
+            f'data.labels={data.labels} and data.validation={data.validation}: make them equal.'
+        )
+    with open(data.manifest, encoding='utf-8') as file:
+        return split, json.load(file)
 
 
 def _load(data: Data, name: str, split: str, data_dir: str | None) -> datasets.Arrays:

@@ -35,7 +35,15 @@ SEMI_SUPERVISED = {
 def table(arg: str, title: str, rows: Mapping[str, dict], columns: Mapping[str, dict], **others: Any) -> ConfigDict:
     """Returns the config of a table (tables/spec.py). Rows and columns keep their order.
 
-    arg: after the colon of --config; a table takes none.
+    Args:
+        arg: What stands after the colon of --config. A table takes none.
+        title: Of the table.
+        rows: {label: fields of a row}.
+        columns: {label: fields of a column}.
+        **others: Other fields of the table.
+
+    Raises:
+        UserError: Where there is an argument.
     """
     if arg:
         raise UserError(f"A table takes no argument, not '{arg}': change it by --config.seeds, --config.overrides, ...")
@@ -49,7 +57,13 @@ def paper_scale(
 ) -> ConfigDict:
     """Returns the table of all semi-supervised methods on a data set with the recipe of the FixMatch paper.
 
-    gflop: of one image forward through the network, as XLA counts them.
+    Args:
+        arg: As for `table`.
+        name: Of the data set, in the labels of columns.
+        data: The data set.
+        labels: Numbers of labels, a column each.
+        papers: Whose numbers stand beside.
+        gflop: Of one image forward through the network, as XLA counts them.
     """
     # Forward and backward are three forward passes; a step has 64 labeled images and 2 * 7 * 64 unlabeled views.
     step = 3 * gflop * 1e9 * 15 * 64 / SUSTAINED

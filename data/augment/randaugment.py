@@ -10,7 +10,7 @@ from data.augment import ops as ops_lib
 from data.augment import pixels
 from data.augment.ops import OPS
 from data.augment.weak import Weak
-from errors import unknown
+from errors import UserError, check_range, unknown
 
 _SLOTS = {'google': 2, 'torchssl': 3}  # Operations an image gets, drawn with replacement.
 _LEVELS = (*range(-9, 0), *range(1, 10))  # google's integer levels, with the sign that geometry takes.
@@ -27,8 +27,6 @@ class Strong:
       grey (0.5), and so are pixels pulled in from outside, unless a later operation made them opaque.
     - torchssl, TorchSSL and USB: 3 operations, always applied, at a continuous magnitude, then a cutout up to
       half as wide as the image, in CIFAR-10's mean colour. Pixels pulled in from outside are black.
-
-    Raises UserError for an unknown protocol or operation.
     """
 
     flip: bool = True  # As in Weak.
@@ -41,6 +39,10 @@ class Strong:
     ops: tuple[str, ...] = OPS  # The pool that operations are drawn from.
 
     def __post_init__(self):
+        check_range('data.strong.translate', self.translate, 0)
+        check_range('data.strong.cutout', self.cutout, 0)
+        if not self.ops:
+            raise UserError('data.strong.ops must name at least one operation.')
         if self.protocol not in _SLOTS:
             raise unknown('augmentation protocol', self.protocol, _SLOTS)
         for name in self.ops:
@@ -53,13 +55,16 @@ class Strong:
         return Weak(self.flip, self.vertical_flip, self.pad, self.min_area)
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> dict:
-        """Returns the random choices for images of shape (B, H, W, C). Raises ValueError as Weak.draw does.
+        """Returns the random choices for images of shape (B, H, W, C).
 
         Returns:
             weak: the draws of Weak.
             op: int32 [B, 2 or 3], index into OPS; Identity where google's coin says no.
             magnitude: float32 [B, 2 or 3], in the units of ops.apply.
             centre, side: float32 [B, 2] (y, x) and [B], the cutout in pixels.
+
+        Raises:
+            UserError: as Weak.draw does.
         """
         batch, height, width, _ = shape
         weak_key, op_key, cutout_key = jax.random.split(key, 3)

@@ -23,7 +23,11 @@ class Rotated:
     pad: int = 4  # As in Weak.
     min_area: float = 0.0  # As in Weak.
     last: bool = True  # Turn after every other augmentation, so that nothing but the content gives it away.
-    copies: int = 4
+    copies: int = 4  # of each image, or 1
+
+    def __post_init__(self):
+        if self.copies not in (1, 4):
+            raise UserError(f'data.rotated.copies must be 4, or 1, not {self.copies}.')
 
     @property
     def weak(self) -> Weak:
@@ -34,7 +38,9 @@ class Rotated:
         """Returns turns, int32 [B, copies], and the draws of Weak, for images of shape (B, S, S, C).
 
         Each image has one draw where the rotation comes last, and each of its copies has one where it comes first.
-        Raises UserError unless images are square.
+
+        Raises:
+            UserError: images are not square.
         """
         batch, height, width, channels = shape
         if height != width:

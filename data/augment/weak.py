@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from data.augment import pixels
-from errors import UserError
+from errors import UserError, check_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,10 @@ class Weak:
     pad: int = 4  # pixels of reflected border; the crop has the size of the image
     min_area: float = 0.0  # of the crop, as a fraction of the image; 0 for the padded crop
 
+    def __post_init__(self):
+        check_range('data.weak.pad', self.pad, 0)
+        check_range('data.weak.min_area', self.min_area, 0, 1)
+
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> dict[str, jax.Array]:
         """Returns the random choices for images of shape (B, H, W, C).
 
@@ -32,7 +36,8 @@ class Weak:
             vertical_flip: bool [B], where there is such a flip.
             box: float32 [B, 4], top, left, height and width of the crop in pixels, where there is a min_area.
 
-        Raises UserError unless pad is less than both H and W: reflection has nothing more to show.
+        Raises:
+            UserError: pad is not less than H and W: reflection has nothing more to show.
         """
         batch, height, width, _ = shape
         if self.pad >= min(height, width):

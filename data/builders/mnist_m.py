@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data.builders import idx, info
+from data.builders import info
 from data.sampler import permutation
 from errors import UserError, first_line
 
@@ -34,17 +34,18 @@ class MnistM(tfds.core.GeneratorBasedBuilder):
     We know of no published checksum of the photographs' archive. They are counted, and the SHA-256 of the archive
     that was used is recorded: `info.metadata['sha256']`, in metadata.json beside the data.
 
-    MNIST itself is the prepared `mnist` beside this data set; if there is none, it is prepared from the four idx
-    files first. Needs no TensorFlow.
+    Needs no TensorFlow.
 
     Attributes:
-      folder: pathlib.Path of the folder with the archive and, unless mnist is prepared, the idx files.
+      folder: pathlib.Path of the folder with the archive.
+      digits: function from 'train' or 'test' to images uint8 [N, 28, 28, 1] and labels [N] of MNIST.
     """
 
     VERSION = tfds.core.Version('1.0.0')
     HOW = f'--from=FOLDER with {ARCHIVE} (from {PAGE}) and, unless mnist is prepared, its four idx files'
     url_infos = None  # As in digits.py.
     folder = None
+    digits = None
 
     def _info(self):
         return info.of_digits(
@@ -55,29 +56,22 @@ class MnistM(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        from data import datasets  # Which imports this file.
-
-        path, data_dir = self.folder / ARCHIVE, os.fspath(self.data_dir_root)
+        path = self.folder / ARCHIVE
         photographs = _photographs(path)
         with open(path, 'rb') as file:
             self.info.metadata['sha256'] = hashlib.file_digest(file, 'sha256').hexdigest()
-        if not datasets.find('mnist', data_dir).data_path.exists():
-            datasets.write(idx.builder('mnist', self.folder, data_dir))
-        return {
-            split: self._generate_examples(split, datasets.load('mnist', split, data_dir), photographs[split])
-            for split in photographs
-        }
+        return {split: self._generate_examples(split, *self.digits(split), photographs[split]) for split in photographs}
 
-    def _generate_examples(self, split, digits, photographs):
-        count = len(digits.labels)
+    def _generate_examples(self, split, images, labels, photographs):
+        count = len(labels)
         # Each uses every photograph, row and column equally often, if there are enough digits.
         orders = [permutation(count, 0, f'mnist_m {split} {what}') for what in ('photograph', 'row', 'column')]
         for i, (which, row, column) in enumerate(zip(*orders, strict=True)):
             photograph = photographs[which % len(photographs)]
             row, column = (at % (n - SIDE + 1) for at, n in zip((row, column), photograph.shape, strict=False))
             patch = photograph[row : row + SIDE, column : column + SIDE]
-            difference = np.abs(digits.images[i].astype(np.int16) - patch)
-            yield i, {'image': difference.astype(np.uint8), 'label': int(digits.labels[i])}
+            difference = np.abs(images[i].astype(np.int16) - patch)
+            yield i, {'image': difference.astype(np.uint8), 'label': int(labels[i])}
 
 
 def _photographs(path: os.PathLike) -> dict[str, list[np.ndarray]]:

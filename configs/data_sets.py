@@ -1,0 +1,368 @@
+"""One record for each data set that has a recipe; any other one gets its record from the prepared data.
+
+A new data set is a record in `RECORDS`, or nothing: after `python -m data.prepare NAME` every config takes it.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from train.settings import Settings
+
+SIDE = 64  # pixels that images are brought to where they differ in size, are not square or are larger than LARGEST
+LARGEST = 96
+WITHOUT_TEST = ('train[:80%]', 'train[80%:]')  # training and test images of a set that has no test images
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptation:
+    """A recipe of domain adaptation, for a source.
+
+    Attributes:
+      settings: {setting: value} that all methods have, where it differs from the defaults.
+      network: name of the network, '' for the default.
+      methods: {method of configs/dann.py: {setting: value}} that it has where it is the only one.
+      ramp_steps: the adversarial lambda has gamma = steps / ramp_steps; 0 for the method's default.
+    """
+
+    settings: Mapping[str, Any]
+    network: str = ''
+    methods: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    ramp_steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """What configs know of a data set before it is read.
+
+    Attributes:
+      name: as `data.datasets.load` takes it; the record 'office31' is that of 'office31/amazon', too.
+      classes: number of classes.
+      channels: 1 or 3.
+      size: side of the images in pixels; 0 where it has to be chosen.
+      train: number of training images, in the smallest domain where there are several.
+      mirrored: whether a mirrored image may be of the same class.
+      turned: whether a turned image may be of the same class.
+      splits: of training and test images.
+      recipe: {setting: value} in which semi-supervised training differs from the FixMatch paper's for CIFAR-10; None
+        for MINUTES.
+      small: whether that recipe is ours, for a run of minutes; methods have settings of their own for it.
+      adaptation: recipe of domain adaptation from this set; None for ours.
+    """
+
+    name: str
+    classes: int
+    channels: int
+    size: int
+    train: int
+    mirrored: bool = True
+    turned: bool = True
+    splits: tuple[str, str] = ('train', 'test')
+    recipe: Mapping[str, Any] | None = None
+    small: bool = True
+    adaptation: Adaptation | None = None
+
+    @property
+    def side(self) -> int:
+        """Side of the images in training, in pixels."""
+        return self.size or SIDE
+
+    @property
+    def labels(self) -> int:
+        """Number of labels where none is asked for."""
+        return 20 if 20 % self.classes == 0 else 4 * self.classes
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """{setting: value} that follow from the images; augmentations are in proportion to those of CIFAR-10."""
+        return {
+            'data.name': self.name,
+            'data.image_size': 0 if self.size else SIDE,
+            'data.mean': (0.5,) * self.channels,
+            'data.std': (0.5,) * self.channels,
+            'data.weak.flip': self.mirrored,
+            'data.weak.pad': self.side // 8,
+            'data.strong.translate': round(self.side * 10 / 32),
+            'data.strong.cutout': self.side // 2,
+        }
+
+
+def get(name: str) -> DataSet:
+    """Returns the record of a data set, made from the prepared data where `RECORDS` has none.
+
+    Raises:
+      UserError: there is no such data set, it is not prepared, or it is not of images with one label each.
+    """
+    if (record := _recorded(name)) is not None:
+        return record
+    from data import datasets  # only now: tfds takes a while to import
+
+    info = datasets.describe(name)
+    height, width, channels = info.shape
+    test = next((split for split in ('test', 'validation') if split in info.splits), None)
+    return DataSet(
+        name=name,
+        classes=info.num_classes,
+        channels=channels,
+        size=height if height == width and height and height <= LARGEST else 0,
+        train=info.splits.get('train', 0),
+        mirrored=channels == 3,  # sets of gray images are mostly of characters
+        splits=('train', test) if test else WITHOUT_TEST,
+    )
+
+
+def assumed(settings: Settings) -> str:
+    """Returns one line on what a run assumes of data sets without a recipe, '' where there is none."""
+    data = settings.data
+    records = {name: _recorded(name) for name in (data.name, data.target) if name}
+    # Only domain adaptation has the schedule 'inverse'; its recipes are others.
+    adapts = data.target or settings.optimizer.schedule == 'inverse'
+    names = [name for name, r in records.items() if r is None or (r.recipe is None and not adapts)]
+    if not names:
+        return ''
+    side = data.image_size or get(names[0]).side
+    return (
+        f'{" and ".join(names)}: no recipe in configs/data_sets.py, assumed {side}x{side} pixels, '
+        f'{"" if data.weak["flip"] else "not "}mirrored, mean {data.mean}, std {data.std}, '
+        f'pad {data.weak["pad"]}, translate {data.strong["translate"]}, cutout {data.strong["cutout"]}, '
+        f'{"all" if data.labels == -1 else data.labels} labels, {settings.steps} steps'
+    )
+
+
+def _recorded(name: str) -> DataSet | None:
+    """Returns the record of a data set, or of that which it is a domain of; None if `RECORDS` has none."""
+    name = ALIASES.get(name, name)
+    record = RECORDS.get(name) or RECORDS.get(name.partition('/')[0])
+    return record and dataclasses.replace(record, name=name)
+
+
+# --- Recipes. Ours take minutes on two cores.
+
+MINUTES = {
+    'steps': 1000,
+    'batch_size': 16,
+    'data.unlabeled_ratio': 3,
+    'model.blocks': (1, 1, 1),
+    'model.width': 1,
+    'model.bn_momentum': 0.99,
+    'ema_decay': 0.99,
+    'log_steps': 25,
+    'eval_steps': 50,
+    'checkpoint_steps': 250,
+}
+_DIGITS = MINUTES | {
+    'steps': 2000,
+    'batch_size': 8,
+    'model.width': 2,
+    'optimizer.weight_decay': 2e-3,
+    'log_steps': 50,
+    'checkpoint_steps': 500,
+}
+_ADAPTATION = {
+    'steps': 1500,
+    'batch_size': 32,
+    'data.unlabeled_ratio': 1,
+    'optimizer.weight_decay': 1e-3,
+    'eval_steps': 100,
+    'checkpoint_steps': 500,
+}
+MINUTES_OF_ADAPTATION = Adaptation(MINUTES | _ADAPTATION)
+
+# TLlib's (github.com/thuml/Transfer-Learning-Library, examples/domain_adaptation/image_classification); its schedule is
+# by step, ours by progress. Strong views are those of CIFAR-10.
+_TLLIB = {
+    'optimizer.weight_decay': 1e-3,
+    'data.strong.translate': 10,
+    'data.strong.cutout': 16,
+}
+_TLLIB_DIGITS = _TLLIB | {
+    'steps': 50_000,
+    'batch_size': 128,
+    'optimizer.inverse_gamma': 50.0,
+    'data.weak.flip': False,
+    'data.weak.pad': 0,
+    'eval_steps': 2500,
+    'checkpoint_steps': 2500,
+}
+_SLOW = {'optimizer.inverse_gamma': 15.0, 'optimizer.weight_decay': 5e-4}
+_DIGITS_METHODS = {'source_only': _SLOW, 'mmd': _SLOW, 'jan': _SLOW}
+_OFFICE = _TLLIB | {
+    'steps': 20_000,
+    'batch_size': 32,
+    'data.image_size': 256,
+    'data.weak.min_area': 0.08,
+    'data.weak.pad': 4,
+    'model.bottleneck_width': 256,
+    'model.crop': 1.0,
+    'optimizer.learning_rate': 0.01,
+    'optimizer.inverse_gamma': 20.0,
+    'optimizer.layer_rates': ('head|bottleneck: 1', '.*: 0.1'),
+    'eval_steps': 1000,
+    'checkpoint_steps': 1000,
+}
+_HOME = _OFFICE | {'steps': 30_000, 'optimizer.inverse_gamma': 30.0}
+_MOMENTS = {
+    'steps': 10_000,
+    'optimizer.learning_rate': 3e-3,
+    'optimizer.inverse_gamma': 3.0,
+    'optimizer.weight_decay': 5e-4,
+}
+_OFFICE_METHODS = {
+    'source_only': {
+        'steps': 2500,
+        'optimizer.learning_rate': 1e-3,
+        'optimizer.inverse_gamma': 0.75,
+        'optimizer.weight_decay': 5e-4,
+    },
+    'mmd': _MOMENTS,
+    'jan': _MOMENTS,
+}
+_MCC = {'batch_size': 36, 'optimizer.learning_rate': 5e-3}
+_FIXMATCH = {'steps': 20_000, 'optimizer.inverse_gamma': 8.0, 'methods.fixmatch.threshold': 0.9}
+
+
+# --- Records
+
+_CIFAR = {'channels': 3, 'size': 32, 'train': 50_000, 'small': False}
+_CHARACTERS = {'classes': 10, 'mirrored': False, 'turned': False}
+_OBJECTS = {'channels': 3, 'size': 0}
+
+ALIASES = {'svhn': 'svhn_cropped'}
+RECORDS = {
+    record.name: record
+    for record in (
+        DataSet(name='cifar10', classes=10, recipe={}, **_CIFAR),
+        DataSet(name='cifar100', classes=100, recipe={'model.width': 8, 'optimizer.weight_decay': 1e-3}, **_CIFAR),
+        # 96x96 pixels: one more stage. The paper uses the data set's own folds of 1,000 labels, which tfds leaves out:
+        # give their indices as a manifest to have the same.
+        DataSet(
+            name='stl10',
+            classes=10,
+            channels=3,
+            size=96,
+            train=5000,
+            small=False,
+            recipe={
+                'data.unlabeled_split': 'unlabelled',
+                'data.strong.translate': 10,
+                'data.strong.cutout': 16,
+                'model.blocks': (4, 4, 4, 4),
+            },
+        ),
+        # The 73,257 training images without 'extra', as in the paper.
+        DataSet(
+            name='svhn_cropped',
+            channels=3,
+            size=32,
+            train=73_257,
+            small=False,
+            recipe={'data.label_protocol': 'proportional'},
+            adaptation=Adaptation(
+                _TLLIB_DIGITS | {'optimizer.learning_rate': 0.03, 'data.image_size': 32},
+                'dtn',
+                {
+                    'source_only': _SLOW | {'optimizer.learning_rate': 0.1},
+                    'mmd': _SLOW | {'optimizer.learning_rate': 0.01},
+                    'jan': _SLOW,
+                    'cdan': {'optimizer.learning_rate': 0.01},
+                    'mcc': {'optimizer.learning_rate': 0.01},
+                },
+                ramp_steps=1000,
+            ),
+            **_CHARACTERS,
+        ),
+        DataSet(name='fashion_mnist', classes=10, channels=1, size=28, train=60_000, recipe=MINUTES),
+        DataSet(
+            name='digits',
+            channels=1,
+            size=8,
+            train=1297,
+            recipe=_DIGITS,
+            adaptation=Adaptation(_DIGITS | _ADAPTATION | {'data.validation': 200}),
+            **_CHARACTERS,
+        ),
+        DataSet(name='digits_m', channels=3, size=8, train=1297, **_CHARACTERS),
+        DataSet(
+            name='mnist',
+            channels=1,
+            size=28,
+            train=60_000,
+            adaptation=Adaptation(
+                _TLLIB_DIGITS | {'optimizer.learning_rate': 0.01, 'data.image_size': 28},
+                'lenet',
+                _DIGITS_METHODS,
+                ramp_steps=1000,
+            ),
+            **_CHARACTERS,
+        ),
+        DataSet(name='mnist_m', channels=3, size=28, train=60_000, **_CHARACTERS),
+        DataSet(
+            name='usps',
+            channels=1,
+            size=16,
+            train=7291,
+            adaptation=Adaptation(
+                _TLLIB_DIGITS | {'optimizer.learning_rate': 0.1, 'data.image_size': 28},
+                'lenet',
+                _DIGITS_METHODS,
+                ramp_steps=1000,
+            ),
+            **_CHARACTERS,
+        ),
+        DataSet(
+            name='office31',
+            classes=31,
+            train=498,
+            splits=WITHOUT_TEST,
+            adaptation=Adaptation(
+                _OFFICE,
+                'resnet50',
+                _OFFICE_METHODS
+                | {
+                    'mcc': _MCC | {'steps': 10_000, 'optimizer.inverse_gamma': 10.0, 'model.bottleneck_width': 1024},
+                    'fixmatch': _FIXMATCH | {'optimizer.learning_rate': 1e-3, 'data.unlabeled_ratio': 3},
+                },
+                ramp_steps=1000,
+            ),
+            **_OBJECTS,
+        ),
+        DataSet(
+            name='office_home',
+            classes=65,
+            train=2427,
+            splits=WITHOUT_TEST,
+            adaptation=Adaptation(
+                _HOME,
+                'resnet50',
+                _OFFICE_METHODS
+                | {
+                    'mcc': _MCC | {'model.bottleneck_width': 2048},
+                    'fixmatch': _FIXMATCH | {'optimizer.learning_rate': 3e-3, 'model.bottleneck_width': 1024},
+                },
+                ramp_steps=1000,
+            ),
+            **_OBJECTS,
+        ),
+        DataSet(
+            name='visda',
+            classes=12,
+            train=55_388,
+            splits=WITHOUT_TEST,
+            adaptation=Adaptation(
+                _HOME | {'data.weak.min_area': 0.0, 'data.weak.pad': 0}, 'resnet101', ramp_steps=1000
+            ),
+            **_OBJECTS,
+        ),
+        DataSet(
+            name='domainnet',
+            classes=345,
+            train=33_525,
+            adaptation=Adaptation(
+                _HOME | {'steps': 75_000, 'optimizer.inverse_gamma': 75.0, 'model.bottleneck_width': 1024},
+                'resnet101',
+                ramp_steps=1000,
+            ),
+            **_OBJECTS,
+        ),
+    )
+}

@@ -1,0 +1,131 @@
+"""The forward pass over all views of a step, and the sum of the methods' losses."""
+
+import functools
+from typing import Any
+
+import jax
+
+from errors import UserError
+from methods.base import JOINT, NO_GRAD, SEPARATE, Inputs, Loss, View
+from models import mlp
+from train.trainer import Batch, Trainer, TrainState, stream_key
+from train.views import concatenate, split
+
+
+def total(
+    trainer: Trainer,
+    params: Any,
+    state: TrainState,
+    batch: Batch,
+    images: dict[View, jax.Array],
+    progress: jax.Array,
+    frozen: frozenset[str] = frozenset(),
+) -> tuple[jax.Array, tuple[Any, dict[str, Loss]]]:
+    """Returns the sum of all losses, the new running statistics, and what every method returned.
+
+    Args:
+        trainer, state, batch: Of the step.
+        params: The network's parameters, for the gradient.
+        images: Of `train.views.make_views`.
+        progress: The fraction of the round that is done.
+        frozen: Layers that are as in evaluation.
+
+    Raises:
+        UserError: Two methods return running statistics.
+    """
+    outputs, batch_stats = forward(trainer, params, state, images, frozen)
+    losses: dict[str, Loss] = {}
+    for name, method in trainer.methods.items():
+        inputs = Inputs(
+            labels=batch.get('labeled', {}).get('labels'),
+            indices={stream: part['indices'] for stream, part in batch.items()},
+            images=images,
+            outputs=outputs,
+            progress=progress,
+            key=stream_key(state.seed, f'methods.{name}', state.step),
+            params=params,
+            ema_params=state.ema_params,
+            forward=functools.partial(_forward_alone, trainer, state, batch_stats, frozen, name),
+            mlp=functools.partial(_mlp, name),
+        )
+        losses[name] = method.loss(inputs, state.methods[name])
+    given = {name: loss.batch_stats for name, loss in losses.items() if loss.batch_stats is not None}
+    if len(given) > 1:
+        raise UserError(f'{" and ".join(given)} both set the running statistics of batch norm: use one of them.')
+    (batch_stats,) = given.values() or (batch_stats,)
+    return sum(loss.loss for loss in losses.values()), (batch_stats, losses)
+
+
+def forward(
+    trainer: Trainer,
+    params: Any,
+    state: TrainState,
+    images: dict[View, jax.Array],
+    frozen: frozenset[str] = frozenset(),
+) -> tuple[dict[View, dict[str, jax.Array]], Any]:
+    """Runs the network over the views: those that are 'joint' with those that are 'no_grad' beside them, and those
+    that are 'separate'.
+
+    Returns ({view: {output: `[n, ...]`}}, batch_stats), with the running statistics of the first two.
+    """
+    model, batch_stats, outputs = trainer.model, state.batch_stats, {}
+    variables = {'params': params, 'batch_stats': batch_stats}
+    groups = {
+        policy: [view for view in images if trainer.views[view] == policy] for policy in (JOINT, NO_GRAD, SEPARATE)
+    }
+
+    def inputs(policy: str) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """Returns images, keys and domains of a group."""
+        views = groups[policy]
+        # A key for each image, so that what is dropped does not depend on how images are put together.
+        keys = [jax.random.split(stream_key(state.seed, f'drop.{v}', state.step), len(images[v])) for v in views]
+        domains = [jax.numpy.full(len(images[v]), v.stream == 'unlabeled', 'int32') for v in views]
+        return (
+            concatenate([images[v] for v in views]),
+            concatenate(keys),
+            concatenate(domains) if model.has_domains else None,
+        )
+
+    def by_view(policy: str, values: dict[str, jax.Array]) -> dict[View, dict[str, jax.Array]]:
+        views, sizes = groups[policy], [len(images[v]) for v in groups[policy]]
+        parts = {name: split(array, sizes) for name, array in values.items()}
+        return {v: {name: part[i] for name, part in parts.items()} for i, v in enumerate(views)}
+
+    if groups[NO_GRAD]:
+        batches, keys, domains = zip(inputs(JOINT), inputs(NO_GRAD), strict=True)
+        joint, beside, batch_stats = model.apply_beside(
+            variables, batches, frozen=frozen, keys=keys, domains=domains if model.has_domains else None
+        )
+        outputs |= by_view(JOINT, joint) | by_view(NO_GRAD, beside)
+    elif groups[JOINT]:
+        batch, keys, domains = inputs(JOINT)
+        joint, batch_stats = model.apply(variables, batch, True, frozen=frozen, keys=keys, domains=domains)
+        outputs |= by_view(JOINT, joint)
+    if groups[SEPARATE]:
+        batch, keys, domains = inputs(SEPARATE)
+        separate, _ = model.apply(variables, batch, True, frozen=frozen, keys=keys, domains=domains)
+        outputs |= by_view(SEPARATE, separate)
+    return outputs, batch_stats
+
+
+def _forward_alone(
+    trainer: Trainer,
+    state: TrainState,
+    running: Any,
+    frozen: frozenset[str],
+    method: str,
+    params: Any,
+    images: jax.Array,
+    batch_stats: Any = None,
+    draw: str = '',
+) -> tuple[dict[str, jax.Array], Any]:
+    """`Inputs.forward`: one batch by itself, with its own statistics or in evaluation with those given."""
+    if batch_stats is not None:
+        return trainer.model.apply({'params': params, 'batch_stats': batch_stats}, images)
+    keys = jax.random.split(stream_key(state.seed, f'drop.{method}.{draw}', state.step), len(images))
+    return trainer.model.apply({'params': params, 'batch_stats': running}, images, True, frozen=frozen, keys=keys)
+
+
+def _mlp(method: str, params: Any, name: str, x: jax.Array) -> jax.Array:
+    """`Inputs.mlp`."""
+    return mlp.apply(params, f'{method}_{name}', x)

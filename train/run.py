@@ -1,0 +1,93 @@
+"""One run from its settings to result.json."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from errors import UserError
+from models import pretrained
+from train import checkpoint, diagnostics, evaluation, loop, result
+from train import mesh as mesh_lib
+from train import step as step_lib
+from train.run_folder import RunFolder
+from train.settings import Settings
+from train.step import Trainer
+from train.streams import Streams
+
+
+def prepare(settings: Settings, data_dir: str | None = None) -> tuple[Trainer, Streams]:
+    """Reads data and pretrained weights and builds what a run needs from its settings.
+
+    Args:
+        settings: Settings of the run.
+        data_dir: Folder of prepared data sets; tfds' own by default.
+
+    Returns:
+        The trainer and the data.
+
+    Raises:
+        UserError: For what the user can mend.
+    """
+    streams = Streams.load(settings, data_dir)
+    source = settings.model.get('pretrained')
+    weights = None
+    if source:
+        is_run = pathlib.Path(source).expanduser().is_dir()
+        weights = (checkpoint.weights if is_run else pretrained.load)(source)
+    return Trainer.create(settings, streams.spec(settings), weights), streams
+
+
+def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) -> dict[str, Any]:
+    """Trains and evaluates a run, or continues it from its last checkpoint. A finished one is not made again.
+
+    Args:
+        settings: Settings of the run.
+        workdir: Folder of the run.
+        data_dir: Folder of prepared data sets; tfds' own by default.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        UserError: For what the user can mend.
+        loop.Interrupted: After SIGTERM or Ctrl-C.
+    """
+    trainer, streams = prepare(settings, data_dir)
+    mesh = mesh_lib.create(*trainer.batch_sizes.values())
+    with jax.set_mesh(mesh):
+        # Before anything is written.
+        step_lib.check(trainer, mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, settings.seed, 0)))
+        with RunFolder(workdir, settings, _identity(trainer)) as folder:
+            if (finished := folder.read_json('result.json')) is not None:
+                print(f'{workdir} holds this very run, finished.')
+                return finished
+            _begin(trainer, streams, folder)
+            if settings.data.cache_features:
+                streams = evaluation.features(trainer, streams, mesh)
+            state = loop.train(trainer, streams, folder, mesh)
+            folder.write_json('result.json', result.summarise(trainer, streams, folder, state, mesh.size))
+            return folder.read_json('result.json')
+
+
+def _identity(trainer: Trainer) -> dict[str, Any]:
+    """Returns what makes two runs the same beside their settings."""
+    weights = trainer.model.weights
+    return {
+        'weights': weights.record if weights else None,
+        'preprocessing': dataclasses.asdict(trainer.model.preprocess),
+    }
+
+
+def _begin(trainer: Trainer, streams: Streams, folder: RunFolder) -> None:
+    """Writes labels.json and says what is about to be trained."""
+    settings = trainer.settings
+    if folder.read_json('labels.json') not in (None, streams.manifest):
+        raise UserError(f'{folder.path} was begun with other labels or images. Choose another --workdir.')
+    folder.write_json('labels.json', streams.manifest)
+    diagnostics.check_views(trainer.views, settings.data.weak.get('vertical_flip', False))
+    counts = ', '.join(f'{len(indices)} {stream}' for stream, indices in streams.indices.items())
+    test_images = len(streams.held_out['test'][0])
+    data = settings.data.name + (f' -> {settings.data.target}' if settings.data.target else '')
+    print(f'{" + ".join(settings.methods)} on {data}: {counts}, {test_images} test images -> {folder.path}')

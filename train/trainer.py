@@ -1,0 +1,165 @@
+"""What a training step works with: the trainer, which no step changes, and the state, which every step does."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+import methods
+import models
+from data import augment
+from errors import UserError, build, unknown
+from methods.base import IMAGES, JOINT, LABELED, NO_GRAD, POLICIES, SEPARATE, WEAK, DataSpec, Method, View
+from models import mlp
+from models.pretrained import Weights
+from train import optimizer
+from train.settings import Settings
+
+# {stream: {'images': uint8 [n, H, W, C], 'labels': int32 [n], 'indices': int32 [n]}}
+Batch = dict[str, dict[str, jax.Array]]
+
+
+class Metrics(NamedTuple):
+    """Sums over steps.
+
+    Attributes:
+        means: {name: [sum, count]}.
+        histograms: {name: pseudo-labels used of each class, float32 `[C]`}.
+    """
+
+    means: dict[str, jax.Array]
+    histograms: dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a run is after `step` steps. A checkpoint holds this and nothing else."""
+
+    seed: jax.Array  # int32
+    step: jax.Array  # int32, steps done
+    params: Any
+    batch_stats: Any
+    ema_params: Any
+    opt_state: Any
+    methods: dict[str, Any]  # own state of each method
+    metrics: Metrics  # since the last logged step
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity, so that a step is traced once for each
+class Trainer:
+    """What a step needs beside state and batch; none of it changes during a run."""
+
+    settings: Settings
+    model: models.Model
+    methods: Mapping[str, Method]
+    augmentations: Mapping[str, Any]  # {'weak': data.augment.Weak, ...}
+    data: DataSpec
+
+    @classmethod
+    def create(cls, settings: Settings, data: DataSpec, weights: Weights | None = None) -> 'Trainer':
+        """Builds network, methods and augmentations.
+
+        Args:
+            settings: Of the run.
+            data: What methods may know of the data.
+            weights: What `model.pretrained` names.
+
+        Raises:
+            UserError: A name or key does not exist, or settings do not go together.
+        """
+        weak, strong = settings.data.weak, settings.data.strong
+        created = {name: methods.create(name, fields) for name, fields in settings.methods.items()}
+        heads: dict[str, tuple[int, ...]] = {}
+        mlps: dict[str, mlp.MLP] = {}
+        for name, method in created.items():
+            for head, widths in method.heads().items():
+                if heads.setdefault(head, widths) != widths:
+                    raise UserError(f'{name} needs a {head} of widths {widths}, another method one of {heads[head]}.')
+            mlps |= {f'{name}_{own}': kind for own, kind in method.mlps().items()}
+        model = models.create(
+            num_classes=data.num_classes,
+            heads=heads,
+            mlps=mlps,
+            mean=settings.data.mean,
+            std=settings.data.std,
+            weights=weights,
+            **settings.model,
+        )
+        trainer = cls(
+            settings=settings,
+            model=model,
+            methods=created,
+            augmentations={
+                'weak': build(augment.Weak, 'setting of data.weak', weak),
+                'strong': build(augment.Strong, 'setting of data.strong', {**weak, **strong}),
+                'rotated': build(augment.Rotated, 'setting of data.rotated', {**weak, **settings.data.rotated}),
+            },
+            data=dataclasses.replace(data, heads=frozenset(name for name, layer in model.layers.items() if layer.head)),
+        )
+        trainer._check_cached_features()
+        return trainer
+
+    def _check_cached_features(self) -> None:
+        if not self.settings.data.cache_features:
+            return
+        trained = optimizer.select(self.layer_rates, self.layer_rates)
+        if deep := [layer for layer in trained if layer not in self.data.heads]:
+            raise UserError(
+                f'data.cache_features needs a frozen backbone, and {", ".join(deep[:3])}{", ..." * (len(deep) > 3)} '
+                "would be trained: set optimizer.layer_rates to ('head: 1', '.*: 0')."
+            )
+        policies = self.views.items()
+        if other := [str(view) for view, policy in policies if view.augmentation != 'weak' or policy == IMAGES]:
+            raise UserError(f'data.cache_features leaves no image to augment or change: {", ".join(other)} cannot be.')
+        if restarting := [name for name, method in self.methods.items() if method.restart]:
+            raise UserError(f'data.cache_features: {restarting[0]} would go on with another network than they are of.')
+
+    @functools.cached_property
+    def layer_rates(self) -> dict[str, dict[str, float]]:
+        """{layer: {parameter: factor of the learning rate}}; 0 where it is frozen."""
+        model = dataclasses.replace(self.model, weights=None)
+        shapes = jax.eval_shape(functools.partial(model.init, image_shape=self.data.image_shape), jax.random.key(0))
+        depths = {name: layer.depth for name, layer in model.layers.items()}
+        return optimizer.layer_rates(self.settings.optimizer, shapes['params'], depths)
+
+    @functools.cached_property
+    def views(self) -> dict[View, str]:
+        """{view: batch-norm policy} over all methods; a view that one method needs a gradient of has one."""
+        views: dict[View, str] = {}
+        for name, method in self.methods.items():
+            for view, policy in method.views().items():
+                if policy not in POLICIES:
+                    raise unknown('batch-norm policy', policy, POLICIES)
+                if {policy, views.get(view)} == {JOINT, SEPARATE}:
+                    raise UserError(
+                        f"{name} and another method want {view} 'joint' and 'separate': choose one for both."
+                    )
+                views[view] = min(policy, views.get(view, policy), key=POLICIES.index)
+        if self.model.has_domains:  # statistics of both domains, whether a loss looks at them or not
+            for weak in (LABELED, WEAK):
+                if not any(policy == JOINT and view.stream == weak.stream for view, policy in views.items()):
+                    views[weak] = JOINT
+        for policy in (NO_GRAD, SEPARATE):
+            if policy in views.values() and JOINT not in views.values():
+                raise UserError(f"A view with the batch-norm policy '{policy}' needs one with 'joint' beside it.")
+        return views
+
+    @property
+    def round_steps(self) -> int:
+        """Steps of a round; all of them where no method trains in rounds."""
+        return -(-self.settings.steps // max(method.rounds for method in self.methods.values()))
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """{stream that the methods read: images of it in a step}."""
+        return {stream: self.data.batch_sizes[stream] for stream in sorted({view.stream for view in self.views})}
+
+
+def stream_key(seed: int | jax.Array, stream: str, step: int | jax.Array) -> jax.Array:
+    """The random key of a named stream at a step. All randomness of a run comes from here."""
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
+    return jax.random.fold_in(key, step)
