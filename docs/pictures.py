@@ -16,8 +16,9 @@ from PIL import Image
 
 from configs import fixmatch
 from data import augment, datasets
+from methods.base import STRONG, STRONG2, WEAK
 from train.settings import Settings, from_config
-from train.step import stream_key
+from train.trainer import stream_key
 
 ROOT = pathlib.Path(__file__).parents[1]
 PICTURE = ROOT / 'docs' / 'picture.png'
@@ -41,12 +42,12 @@ def views(settings: Settings, images: np.ndarray, step: int = 0) -> dict[str, np
     weak = augment.Weak(**settings.data.weak)
     strong = augment.Strong(**{**settings.data.weak, **settings.data.strong})
     pictures = {'image': images / 255}
-    for title, stream, augmentation in (
-        ('weak', 'unlabeled.weak', weak),
-        ('strong', 'unlabeled.strong', strong),
-        ('strong again', 'unlabeled.strong2', strong),
+    for title, view, augmentation in (
+        ('weak', WEAK, weak),
+        ('strong', STRONG, strong),
+        ('strong again', STRONG2, strong),
     ):
-        draws = augmentation.draw(stream_key(settings.seed, stream, step), images.shape)
+        draws = augmentation.draw(stream_key(settings.seed, str(view), step), images.shape)
         pictures[title] = np.asarray(jax.jit(augmentation.apply)(draws, images))
     return pictures
 
