@@ -1,7 +1,8 @@
 """Brings the tables that the README files quote up to date with results/:  python -m tables.quote
 
 A quotation stands between the lines `<!-- table NAME -->`, or `<!-- table NAME RULE -->`, and `<!-- end -->`. It is the
-table of results/NAME/table.json, by the rule that it shows or by another one.
+table of results/NAME/table.json, by the rule that it shows or by another one. `<!-- table NAME: ROW, ROW -->` quotes
+some of its rows only.
 """
 
 import json
@@ -21,8 +22,15 @@ def quote(text: str) -> str:
         content = json.loads((ROOT / 'results' / match['name'] / 'table.json').read_text())
         return '\n'.join([match['begin'], *render.main_table(content, match['rule']), '<!-- end -->'])
 
-    block = r'(?P<begin><!-- table (?P<name>\w+)(?: (?P<rule>\w+))? -->)\n.*?<!-- end -->'
-    return re.sub(block, table, text, flags=re.DOTALL)
+    def some_rows(match: re.Match) -> str:
+        begin, head, line, *rows, end = table(match).splitlines()
+        if match['rows']:
+            by_name = {row.split('|')[1].strip(): row for row in rows}
+            rows = [by_name[name] for name in match['rows'].split(', ')]
+        return '\n'.join([begin, head, line, *rows, end])
+
+    block = r'(?P<begin><!-- table (?P<name>\w+)(?: (?P<rule>\w+))?(?:: (?P<rows>[^>]+))? -->)\n.*?<!-- end -->'
+    return re.sub(block, some_rows, text, flags=re.DOTALL)
 
 
 def main() -> None:

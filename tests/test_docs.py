@@ -1,0 +1,240 @@
+"""The pages say what is true of the code: links, commands, names of configs and settings."""
+
+import ast
+import concurrent.futures
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import nbformat
+import pytest
+import yaml
+
+import methods
+from data import datasets
+from docs import pictures
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for path in ROOT.rglob('*.md')
+    if not {'tests', 'runs'} & set(path.parts[len(ROOT.parts) :])
+    and not any(part.startswith('.') for part in path.parts[len(ROOT.parts) :])
+)
+TOUR = ROOT / 'docs' / 'tour.ipynb'
+# Parts of .ci/run, and commands that tests run.
+CI = (
+    'python3 -m venv',
+    'pip install -r requirements.txt',
+    'pip install -r requirements-dev.txt',
+    'python main.py --config=configs/fixmatch.py',
+    'ruff check .',
+    'ruff format --check .',
+    'pytest',
+)
+ELSEWHERE = {
+    'python3 -m venv .venv': '.ci/run',
+    '. .venv/bin/activate': '.ci/run',
+    **dict.fromkeys(CI, '.ci/run'),
+    '.ci/run': 'is what runs the others',
+    'python -m tables.quote': 'tests/test_results.py',
+    'python -m docs.pictures': 'test_picture',
+    'jupyter execute --inplace docs/tour.ipynb': 'test_tour',
+}
+TINY = [f'--config.{name}=2' for name in ('steps', 'log_steps', 'eval_steps', 'checkpoint_steps')]
+TINY += ['--config.model.width=1', '--config.model.blocks=(1,)']
+# {command: flags that make it cheap}; --check ends with 1 where results are stale.
+HERE = {
+    'python main.py --config=configs/fixmatch.py:digits,labels=40': TINY,
+    'python main.py --config=configs/fixmatch.py --config.methods.fixmatch.threshold=0.9 --config.seed=1': TINY,
+    'python main.py --config=configs/tables/digits.py --list': [],
+    'python main.py --config=configs/tables/digits.py --check': ['--workdir=results/digits'],
+}
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text()
+
+
+def bash_blocks(text: str) -> list[tuple[str, str | None]]:
+    """Returns each block of shell commands, and why it is not run or None."""
+    blocks = re.finditer(r'(?:<!-- not run: ([^\n]*) -->\n)?```bash\n(.*?)```', text, re.DOTALL)
+    return [(match[2], match[1]) for match in blocks]
+
+
+def commands(block: str) -> list[str]:
+    """Returns the commands of a block, without comments."""
+    lines = block.replace('\\\n', ' ').splitlines()
+    parts = [part for line in lines for part in re.sub(r'\s+#.*', '', line).split(' && ')]
+    return [' '.join(part.split()) for part in parts if part.strip()]
+
+
+def get_config(path: str):
+    """Returns the config of 'configs/fixmatch.py:digits'."""
+    file, colon, argument = path.partition(':')
+    assert (ROOT / file).exists(), file
+    spec = importlib.util.spec_from_file_location('config', ROOT / file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*[argument] if colon else [])
+
+
+def has(config, name: str) -> bool:
+    """Says whether a config has the setting 'optimizer.warmup'."""
+    node = config
+    for key in name.split('.'):
+        if not hasattr(node, 'keys') or key not in node:
+            return False
+        node = node[key]
+    return True
+
+
+@pytest.fixture(scope='module')
+def all_settings() -> list:
+    """Returns configs that together have every setting that a page may name without a command."""
+    paths = ['configs/tables/digits.py', 'configs/finetune.py:digits', 'configs/rotation.py', 'configs/dann.py']
+    return [get_config(path) for path in [*paths, *(f'configs/{path.name}' for path in ROOT.glob('configs/[e-v]*.py'))]]
+
+
+def test_readme_is_short():
+    assert len((ROOT / 'README.md').read_bytes()) <= 9000
+
+
+def slug(heading: str) -> str:
+    """Returns the anchor that GitHub gives a heading."""
+    return re.sub(r'[^\w\- ]', '', heading.strip().lower()).replace(' ', '-')
+
+
+@pytest.mark.parametrize('page', [*PAGES, 'docs/tour.ipynb'])
+def test_links_resolve(page):
+    text = read(page)
+    if page.endswith('.ipynb'):
+        text = '\n'.join(cell.source for cell in nbformat.reads(text, 4).cells if cell.cell_type == 'markdown')
+    for target in re.findall(r'\]\(([^)\s]+)\)', text):
+        if target.startswith(('http://', 'https://')):
+            continue
+        file, _, anchor = target.partition('#')
+        path = (ROOT / page).parent / file if file else ROOT / page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in map(slug, re.findall(r'^#+ (.*)$', path.read_text(), re.MULTILINE)), target
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_commands_are_run_or_marked(page):
+    for block, not_run in bash_blocks(read(page)):
+        for command in commands(block):
+            assert not_run or command in HERE or command in ELSEWHERE, (
+                f'run it in a test, or <!-- not run: why -->: {command}'
+            )
+
+
+def test_ci_runs_its_commands():
+    lines = (ROOT / '.ci' / 'run').read_text().splitlines()
+    for command in CI:
+        pattern = '.*'.join(rf'(?<!\S){re.escape(word)}(?!\S)' for word in command.split())
+        assert any(re.search(pattern, line) for line in lines), command
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_configs_and_settings_exist(page, all_settings):
+    text = read(page)
+    used = [command for block, _ in bash_blocks(text) for command in commands(block) if ' --config=' in command]
+    for command in used:
+        flags = [flag.partition('=') for flag in shlex.split(command)]
+        (path,) = (value for name, _, value in flags if name == '--config')
+        config = get_config(path)
+        for name, _, _ in flags:
+            if name.startswith('--config.'):
+                assert has(config, name.removeprefix('--config.')), command
+    named = re.findall(r'--config\.([\w.]+)', text)
+    named += re.findall(r'`((?:data|model|optimizer|transfer)\.[\w.]+)(?:=[^`]*)?`', text)
+    named += [name for name in re.findall(r'`(methods\.\w+\.\w+)(?:=[^`]*)?`', text) if '.base.' not in name]
+    for name in named:
+        assert any(has(config, name) for config in all_settings), name
+    for file in re.findall(r'\bconfigs/[\w/]+\.py', text):
+        assert (ROOT / file).exists(), file
+
+
+@pytest.mark.parametrize('page', ['CONTRIBUTING.md', *(page for page in PAGES if page.startswith('docs/'))])
+def test_files_exist(page):
+    for file in re.findall(r'`((?:\w+/)*\w+\.py)`', read(page)):
+        assert (ROOT / file).exists(), file
+
+
+def test_path_of_a_newcomer_is_12_files():
+    section = read('CONTRIBUTING.md').split('## A new method')[0]
+    assert len(re.findall(r'^\d+\. `([\w/]+\.py)`', section, re.MULTILINE)) <= 12
+
+
+def test_nothing_else_knows_a_method_by_name():
+    names = {}
+    for path in (path for package in ('data', 'models', 'train') for path in (ROOT / package).rglob('*.py')):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and node.value in methods.names():
+                names.setdefault(node.value, set()).add(str(path.relative_to(ROOT)))
+    for word in ('rotation', 'finetune'):  # also a rotated view, and what a result is called
+        names.pop(word, None)
+    # The default of transfer.method.
+    assert names in ({}, {'supervised': {'train/settings.py'}})
+
+
+@pytest.fixture(scope='module')
+def processes(data_dir, tmp_path_factory):
+    """Starts the commands of HERE, one for each core. Returns {command: future of its process}."""
+    datasets.load('digits', 'train', data_dir)  # which several of them would prepare at the same time
+
+    def run(command, flags):
+        where = [f'--data_dir={data_dir}', f'--workdir={tmp_path_factory.mktemp("docs") / "run"}']
+        words = [sys.executable, *shlex.split(command)[1:], *where, *flags]
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {command: pool.submit(run, command, flags) for command, flags in HERE.items()}
+
+
+@pytest.mark.parametrize('command', HERE)
+def test_commands_run(command, processes):
+    process = processes[command].result()
+    assert process.returncode == 0 or ('--check' in command and process.stdout), process.stderr
+
+
+def test_picture(tmp_path, monkeypatch):
+    assert pictures.PICTURE.stat().st_size < 200_000
+    monkeypatch.setattr(pictures, 'PICTURE', tmp_path / 'picture.png')
+    pictures.main()
+    assert 50_000 < (tmp_path / 'picture.png').stat().st_size < 200_000
+
+
+def test_tour(tmp_path, data_dir):
+    """The notebook runs as it is, and its outputs are in the repository."""
+    environment = {**os.environ, 'TFDS_DATA_DIR': data_dir}
+    environment.pop('XLA_FLAGS', None)  # of conftest: its hundreds of steps are slower than their compilation then
+    executed = tmp_path / 'tour.ipynb'
+    jupyter = pathlib.Path(sys.executable).parent / 'jupyter'
+    command = [jupyter, 'execute', TOUR, f'--output={executed.with_suffix("")}']
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    for new, old in zip(nbformat.read(executed, 4).cells, nbformat.read(TOUR, 4).cells, strict=True):
+        kinds = [
+            {output.output_type for output in cell.get('outputs', []) if output.get('name') != 'stderr'}
+            for cell in (new, old)
+        ]
+        assert kinds[0] == kinds[1], f'jupyter execute --inplace docs/tour.ipynb: {old.source}'
+        assert 'error' not in kinds[1]
+
+
+def test_citation():
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert {'cff-version', 'message', 'title', 'authors', 'version', 'license'} <= citation.keys()
+    assert citation['title'] == 'Adaptax'
+
+
+def test_tour_is_small():
+    assert TOUR.stat().st_size < 300_000
+    assert json.loads(TOUR.read_text())['nbformat'] == 4
