@@ -4,28 +4,40 @@
 
 A pair is one weak and one strong view of an image, random draws included. Ours runs as in a training step:
 the batch is split over all devices, of which a CPU has one per core. PIL runs the google policy as a loader's
-worker would. Rounds of the contestants alternate, each figure is the median over them.
+worker would. In each round the contestants run in random order; figures are medians over the rounds.
 """
 
 import argparse
+import functools
 import itertools
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from benchmarks import rounds
 from data import augment
 from train import mesh as mesh_lib
 
 SIZE = 32
+PIL_IMAGES = 256  # in a call
+REPEATS = 10  # of our batch in a call
 
 
 def ours(protocol: str, batch_size: int) -> tuple[Callable[[], object], int]:
-    """Returns a function that makes pairs with our code, and how many it makes in one call."""
+    """Compiles our code.
+
+    Args:
+        protocol: Of RandAugment, see `data.augment.Strong`.
+        batch_size: Images in a batch.
+
+    Returns:
+        A function that makes pairs, and how many it makes in one call.
+    """
     views = [augment.Weak(flip=True, pad=4), augment.Strong(flip=True, pad=4, protocol=protocol)]
     mesh = mesh_lib.create(batch_size)
     images = mesh_lib.put_batch(mesh, pictures(batch_size))
@@ -40,14 +52,14 @@ def ours(protocol: str, batch_size: int) -> tuple[Callable[[], object], int]:
             for view, key in zip(views, keys, strict=True)
         ]
 
-    steps, repeats = itertools.count(), 10
+    steps = itertools.count()
 
     def run():
-        for _ in range(repeats):
+        for _ in range(REPEATS):
             pairs = augmented(next(steps), images)
         jax.block_until_ready(pairs)
 
-    return run, repeats * batch_size
+    return run, REPEATS * batch_size
 
 
 def pil(count: int) -> tuple[Callable[[], object], int]:
@@ -124,26 +136,29 @@ def pictures(count: int) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(picture).resize((SIZE, SIZE))) for picture in coarse])
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    parser.add_argument('--batch_size', type=int, default=448)
-    parser.add_argument('--rounds', type=int, default=15)
-    args = parser.parse_args()
+def rate(run: Callable[[], object], pairs: int) -> float:
+    """Returns how many pairs a second `run` makes, which makes `pairs` in one call."""
+    start = time.perf_counter()
+    run()
+    return pairs / (time.perf_counter() - start)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--batch_size', type=int, default=448, help='images in a call (default: 448)')
+    parser.add_argument('--rounds', type=int, default=15, help='measured rounds (default: 15)')
+    args = parser.parse_args(arguments)
     mesh_lib.configure()
     peer = 'PIL google, one core'
     contestants = {
-        'ours google': ours('google', args.batch_size),
-        'ours torchssl': ours('torchssl', args.batch_size),
-        peer: pil(256),
+        'ours google': functools.partial(rate, *ours('google', args.batch_size)),
+        'ours torchssl': functools.partial(rate, *ours('torchssl', args.batch_size)),
+        peer: functools.partial(rate, *pil(PIL_IMAGES)),
     }
-    rates = {name: [] for name in contestants}
-    for run, _ in contestants.values():
-        run()
-    for _ in range(args.rounds):
-        for name, (run, count) in contestants.items():
-            started = time.perf_counter()
-            run()
-            rates[name].append(count / (time.perf_counter() - started))
+    for contestant in contestants.values():
+        contestant()  # compiles
+    rates = rounds.measure(contestants, args.rounds)
     devices = jax.devices()
     print(f'{len(devices)} x {devices[0].device_kind}, batch {args.batch_size}, {SIZE}x{SIZE}x3')
     print(f'{"pairs/s":22}{"median":>10}{"lowest":>10}{"highest":>10}{"x PIL":>8}')

@@ -10,24 +10,43 @@ compiled step needs: train state and batch, and whatever it computes and throws 
 """
 
 import argparse
+import contextlib
 import functools
 import importlib
-import random
 import statistics
 import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import configs
+from benchmarks import rounds
 from train import startup
 
 STEPS = 20  # of a round
 
 
-def prepare(config: str):
-    """Returns (a function that makes STEPS steps and waits, images in a step, their passes, MB of the step)."""
+class Contestant(NamedTuple):
+    """A config's compiled step.
+
+    Attributes:
+        run: Makes STEPS steps and returns the seconds they took.
+        images: Images of the batch.
+        forward: Images that go forward through the network in a step.
+        backward: Those of them with a backward pass below the features.
+        megabytes: What the step needs.
+    """
+
+    run: Callable[[], float]
+    images: int
+    forward: int
+    backward: int
+    megabytes: float
+
+
+def prepare(config: str) -> Contestant:
+    """Compiles the step of a config, named with its argument after a colon."""
     import jax
 
-    import models
-    from models import pretrained
     from train import evaluation
     from train import mesh as mesh_lib
     from train import run as run_lib
@@ -41,28 +60,12 @@ def prepare(config: str):
     mesh = mesh_lib.create(*sizes.values())
     if settings.data.cache_features:
         streams = evaluation.features(trainer, streams, mesh)
-    counts = {'forward': 0, 'backward': 0}
-    apply = models.Model.apply
-
-    def counted(self, variables, images, *args, **kwargs):
-        grad, no_grad = len(images.grad), 0 if images.no_grad is None else len(images.no_grad)
-        # What a gradient is taken in arrives as a tracer of differentiation.
-        backbone = {layer: leaves for layer, leaves in variables['params'].items() if not pretrained.is_head(layer)}
-        kinds = {type(x).__name__ for x in jax.tree.leaves((backbone, images))}
-        learned = bool(kinds & {'LinearizeTracer', 'JVPTracer'})
-        if images.grad.ndim == 2:  # cached features
-            return apply(self, variables, images, *args, **kwargs)
-        counts['forward'] += grad + no_grad
-        counts['backward'] += grad * learned
-        return apply(self, variables, images, *args, **kwargs)
-
     step = jax.jit(functools.partial(step_lib.step, trainer), donate_argnums=0)
     batch = mesh_lib.put_batch(mesh, streams.batches(sizes, 0, 0))
     with jax.set_mesh(mesh):
-        state = mesh_lib.put_replicated(mesh, step_lib.init(trainer, streams.batches(sizes, 0, 0)))
-        models.Model.apply = counted
+        with count_passes() as passes:  # which is where a step is traced
+            state = mesh_lib.put_replicated(mesh, step_lib.init(trainer, batch))
         memory = step.lower(state, batch).compile().memory_analysis()
-        models.Model.apply = apply
         state, _ = step(state, batch)
     megabytes = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20
 
@@ -75,28 +78,51 @@ def prepare(config: str):
             jax.block_until_ready(metrics)
         return time.perf_counter() - start
 
-    return run, sum(sizes.values()), counts, megabytes
+    return Contestant(run, sum(sizes.values()), **passes, megabytes=megabytes)
 
 
-def main() -> None:
+@contextlib.contextmanager
+def count_passes() -> Iterator[dict[str, int]]:
+    """Counts the images that go through networks while a step is traced: {'forward': ..., 'backward': ...}."""
+    import jax
+
+    import models
+
+    passes = {'forward': 0, 'backward': 0}
+    run = models.Model._run
+
+    def counted(self, variables, images, *args, **kwargs):
+        if images.ndim > 2:  # not cached features
+            # What a gradient is taken in arrives as a tracer of differentiation.
+            backbone = {layer: leaves for layer, leaves in variables['params'].items() if not self.layers[layer].head}
+            kinds = {type(x).__name__ for x in jax.tree.leaves((backbone, images))}
+            passes['forward'] += len(images)
+            passes['backward'] += len(images) * bool(kinds & {'LinearizeTracer', 'JVPTracer'})
+        return run(self, variables, images, *args, **kwargs)
+
+    models.Model._run = counted
+    try:
+        yield passes
+    finally:
+        models.Model._run = run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='*', default=configs.NAMES, help='configs, with arguments (default: all)')
     parser.add_argument('--rounds', type=int, default=5, help='measured rounds (default: 5)')
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     from train import mesh
 
     mesh.configure()
     contestants = {config: prepare(config) for config in args.configs}
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(args.rounds):
-        for name in random.sample(list(contestants), len(contestants)):
-            seconds[name].append(contestants[name][0]())
+    results = rounds.measure({config: contestant.run for config, contestant in contestants.items()}, args.rounds)
     print(f'{"config":<40}{"ms/step":>9}{"images/s":>10}{"forward":>9}{"backward":>10}{"MB":>7}')
-    for name, (_, images, counts, megabytes) in contestants.items():
-        median = statistics.median(seconds[name]) / STEPS
-        passes = [f'{counts[kind] / images:.2f}' for kind in ('forward', 'backward')]
-        print(f'{name:<40}{1000 * median:>9.1f}{images / median:>10.0f}{passes[0]:>9}{passes[1]:>10}{megabytes:>7.0f}')
+    for config, (_, images, forward, backward, megabytes) in contestants.items():
+        median = statistics.median(results[config]) / STEPS
+        passes = f'{forward / images:>9.2f}{backward / images:>10.2f}'
+        print(f'{config:<40}{1000 * median:>9.1f}{images / median:>10.0f}{passes}{megabytes:>7.0f}')
 
 
 if __name__ == '__main__':

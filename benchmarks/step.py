@@ -5,26 +5,33 @@
 A step is B labeled, 7 B weak and 7 B strong 32x32x3 images through the network, forward and backward, SGD with
 Nesterov momentum and EMA. Ours also augments the images in the step; PyTorch gets them ready-made, on all cores,
 in channels_last. Ours comes with both policies for the weak view (methods/fixmatch.py) and both weight gradients
-of models/conv.py, of which a CPU gets the blocked one. Every contestant has a process of its own, as a training
-run has, PyTorch with this Python or that of --torch_python, so that it needs no place in the requirements. In each
-round the contestants run in random order; figures are medians over the rounds, ratios those of the ratios in a round.
+of models/conv.py, which chooses by the CPU. Every contestant has a process of its own, as a training run has, PyTorch
+with this Python or that of --torch_python, so that it needs no place in the requirements. In each round the
+contestants run in random order; figures are medians over the rounds, ratios those of the ratios in a round.
 """
 
 import argparse
 import functools
 import pathlib
-import random
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from benchmarks import rounds
 
 STEPS = 2  # of a round
 
 
 def serve(policy: str, convolution: str, batch_size: int) -> None:
-    """Answers each line on standard input, a number of steps, with the seconds they took."""
+    """Answers each line on standard input, a number of steps, with the seconds they took.
+
+    Args:
+        policy: Batch-norm policy of the weak view.
+        convolution: Weight gradient of the convolutions, 'xla' or 'blocked'.
+        batch_size: Labeled images in a step.
+    """
     from train import startup
 
     startup.use_huge_pages()
@@ -39,10 +46,11 @@ def serve(policy: str, convolution: str, batch_size: int) -> None:
     from train import step as step_lib
 
     mesh_lib.configure()
-    conv.blocked_conv = {'blocked': conv.blocked_conv, 'xla': conv.xla_conv}[convolution]
+    instructions = 'with AVX-512' if conv.has_avx512() else 'without AVX-512'
+    conv.has_avx512 = {'blocked': lambda: False, 'xla': lambda: True}[convolution]
     config = fixmatch.get_config('cifar10,labels=40')
     config.batch_size = batch_size
-    config.methods.fixmatch.weak_statistics = policy
+    config.methods.fixmatch.statistics = policy
     settings = settings_lib.from_config(config)
     rng = np.random.default_rng(0)
     sizes = {'labeled': batch_size, 'unlabeled': batch_size * settings.data.unlabeled_ratio}
@@ -61,7 +69,7 @@ def serve(policy: str, convolution: str, batch_size: int) -> None:
     with jax.set_mesh(mesh):
         batch = mesh_lib.put_batch(mesh, host_batch)
         state = mesh_lib.put_replicated(mesh, step_lib.init(trainer, batch))
-        print(f'jax {jax.__version__}, {mesh.size} x {jax.devices()[0].device_kind}', flush=True)
+        print(f'jax {jax.__version__}, {mesh.size} x {jax.devices()[0].device_kind} {instructions}', flush=True)
         for line in sys.stdin:
             start = time.perf_counter()
             for _ in range(int(line)):
@@ -71,10 +79,18 @@ def serve(policy: str, convolution: str, batch_size: int) -> None:
 
 
 def start(*command: str) -> tuple[str, Callable[[int], float]]:
-    """Starts a contestant. Returns what it says of itself ('' if it fails) and a function that times steps."""
+    """Starts a contestant.
+
+    Args:
+        command: Prints a line about itself, then answers each number of steps with the seconds they took.
+
+    Returns:
+        Its line about itself, '' if it fails, and a function (number of steps) -> seconds.
+    """
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def seconds(steps: int) -> float:
+        time.sleep(0.5)  # until the threads of the contestant before have stopped spinning
         process.stdin.write(f'{steps}\n')
         process.stdin.flush()
         return float(process.stdout.readline())
@@ -82,44 +98,42 @@ def start(*command: str) -> tuple[str, Callable[[int], float]]:
     return process.stdout.readline().strip(), seconds
 
 
-def main() -> None:
+def commands(batch_size: int, torch_python: str) -> dict[str, Sequence[str]]:
+    """Returns {contestant: the command that `start` gets}."""
+    ours = (sys.executable, '-m', 'benchmarks.step', f'--batch_size={batch_size}', '--serve')
+    torch_script = str(pathlib.Path(__file__).with_name('torch_step.py'))
+    return {
+        f'{policy}, {convolution} weight gradient': (*ours, f'{policy},{convolution}')
+        for policy in ('no_grad', 'joint')
+        for convolution in ('xla', 'blocked')
+    } | {'PyTorch': (torch_python, torch_script, str(batch_size))}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--batch_size', type=int, default=16, help='labeled images in a step (default: 16)')
     parser.add_argument('--rounds', type=int, default=7, help='measured rounds (default: 7)')
     parser.add_argument('--torch_python', default=sys.executable, help='a Python that has PyTorch')
     parser.add_argument('--serve', help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.serve:
         return serve(*args.serve.split(','), args.batch_size)
-    ours = (sys.executable, '-m', 'benchmarks.step', f'--batch_size={args.batch_size}', '--serve')
-    torch_script = str(pathlib.Path(__file__).with_name('torch_step.py'))
-    commands = {
-        f'{policy}, {convolution} weight gradient': (*ours, f'{policy},{convolution}')
-        for policy in ('no_grad', 'joint')
-        for convolution in ('xla', 'blocked')
-    } | {
-        'PyTorch': (args.torch_python, torch_script, str(args.batch_size)),
-    }
     contestants = {}
-    for name, command in commands.items():
+    for name, command in commands(args.batch_size, args.torch_python).items():
         banner, seconds = start(*command)
         if not banner and name != 'PyTorch':
             sys.exit(f'{name} could not be started, see above.')
         print(f'{name}: {banner or "not there, so no ratios"}')
         if banner:
-            contestants[name] = seconds
+            contestants[name] = functools.partial(seconds, STEPS)
             seconds(1)  # compiles
-    rounds = []
-    for _ in range(args.rounds):
-        rounds.append({})
-        for name in random.sample(list(contestants), len(contestants)):
-            time.sleep(0.5)  # until the threads of the one before have stopped spinning
-            rounds[-1][name] = contestants[name](STEPS)
+    results = rounds.measure(contestants, args.rounds)
     print(f'\n{"batch " + str(args.batch_size) + " x 15":<34}{"images/s":>10}{"s/step":>9}{"x PyTorch":>11}')
-    for name in contestants:
-        median = statistics.median(r[name] for r in rounds)
-        ratio = statistics.median(r['PyTorch'] / r[name] for r in rounds) if 'PyTorch' in contestants else float('nan')
+    for name, seconds in results.items():
+        median = statistics.median(seconds)
+        peer = results.get('PyTorch', [float('nan')] * args.rounds)
+        ratio = statistics.median(theirs / own for theirs, own in zip(peer, seconds, strict=True))
         print(f'{name:<34}{args.batch_size * 15 * STEPS / median:>10.0f}{median / STEPS:>9.2f}{ratio:>11.2f}')
 
 

@@ -1,4 +1,8 @@
-"""The convolution under every network: XLA's own, with faster ways on CPUs where it is slow."""
+"""The convolution under every network: XLA's own, with faster ways on CPUs where it is slow.
+
+All `*_conv` take and return the same, up to rounding. Which one is chosen follows from the shapes and the machine, so
+results are bitwise the same on one machine but not on different kinds of CPU.
+"""
 
 import functools
 from collections.abc import Callable
@@ -16,10 +20,19 @@ Padding = tuple[tuple[int, int], tuple[int, int]]  # zeros above and below, left
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, same: bool = False) -> jax.Array:
-    """Convolves `[N, H, W, C]` with `[k, k, C / groups, F]`, zero-padded as in PyTorch or, with same, in TensorFlow.
+    """Convolves images with a kernel, zero-padded as in PyTorch or TensorFlow.
 
     PyTorch's padding is `(k - 1) // 2` on every side. TensorFlow's 'SAME' puts as much as the last output needs, the
     odd one at the end: another result where the stride is 2. The number of groups follows from the shapes.
+
+    Args:
+        x: Images, `[N, H, W, C]`.
+        kernel: `[k, k, C / groups, F]`.
+        stride: Pixels from one output to the next.
+        same: Pad as TensorFlow's 'SAME'.
+
+    Returns:
+        Feature map, `[N, H_out, W_out, F]`.
     """
     size = kernel.shape[0]
     padding = tuple(_same(n, size, stride) if same else ((size - 1) // 2,) * 2 for n in x.shape[1:3])
@@ -31,7 +44,19 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, same: bool = False) -
         return xla_conv(x, kernel, stride, padding)
     pixels = -(-x.shape[1] // stride) * -(-x.shape[2] // stride)
     few = pixels <= _FEW_PIXELS or x.shape[3] < _FEW_CHANNELS
-    return (matmul_conv if few else blocked_conv)(x, kernel, stride, padding)
+    if few:
+        return matmul_conv(x, kernel, stride, padding)
+    return (xla_conv if has_avx512() else blocked_conv)(x, kernel, stride, padding)
+
+
+@functools.cache
+def has_avx512() -> bool:
+    """Returns whether the CPU has AVX-512, False where the system does not say: then XLA:CPU's own gradient is slow."""
+    try:
+        with open('/proc/cpuinfo') as lines:
+            return 'avx512f' in next((line for line in lines if line.startswith('flags')), '').split()
+    except OSError:
+        return False
 
 
 def _same(length: int, size: int, stride: int) -> tuple[int, int]:
@@ -40,7 +65,7 @@ def _same(length: int, size: int, stride: int) -> tuple[int, int]:
 
 
 def xla_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    """The same, with XLA's own gradients."""
+    """Convolves as XLA does, with its own gradients."""
     groups = x.shape[3] // kernel.shape[2]
     names = ('NHWC', 'HWIO', 'NHWC')
     return jax.lax.conv_general_dilated(
@@ -49,21 +74,21 @@ def xla_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> 
 
 
 def _patches(x: jax.Array, size: int, stride: int, padding: Padding) -> list[jax.Array]:
-    """Returns what each of the size * size pixels of a kernel sees: size * size arrays `[N, H_out, W_out, C]`."""
+    """Returns the pixels under every element of a kernel: size * size arrays `[N, H_out, W_out, C]`."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     height, width = ((n - size) // stride * stride + 1 for n in x.shape[1:3])
     return [x[:, i : i + height : stride, j : j + width : stride] for i in range(size) for j in range(size)]
 
 
 def matmul_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    """The same, as one matrix product with all patches: fast where they are few or short."""
+    """Convolves by one matrix product with all patches: fast where they are few or short."""
     patches = jnp.concatenate(_patches(x, kernel.shape[0], stride, padding), axis=-1)
     return patches @ kernel.reshape(-1, kernel.shape[3])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    """The same, for `[k, k, 1, C]`, as a sum of shifted images: XLA:CPU's own takes 10 to 60 times as long."""
+    """Convolves with `[k, k, 1, C]` by a sum of shifted images: XLA:CPU's own takes 10 to 60 times as long."""
     patches = _patches(x, kernel.shape[0], stride, padding)
     return sum(patch * weight for patch, weight in zip(patches, kernel.reshape(len(patches), -1), strict=True))
 
@@ -95,7 +120,7 @@ depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def blocked_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    """The same, with `weight_gradient` where it applies."""
+    """Convolves as XLA does, with `weight_gradient` where it applies."""
     return xla_conv(x, kernel, stride, padding)
 
 
@@ -115,19 +140,25 @@ blocked_conv.defvjp(_forward, _backward)
 
 
 def weight_gradient(x: jax.Array, gradient: jax.Array, kernel_size: int) -> jax.Array:
-    """The gradient of `conv` with stride 1 in its kernel, as a sum of cache-sized matrix products.
+    """Computes the gradient of `conv` with stride 1 in its kernel, as a sum of cache-sized matrix products.
 
-    XLA:CPU makes it a convolution whose kernel is the whole feature map, at a fraction of the speed of others.
-    A matrix product needs k * k shifted copies of the images. Shifting the images sideways and the gradient up and
-    down takes k copies of each instead, and makes both sides of the product wide.
+    XLA:CPU makes it a convolution whose kernel is the whole feature map, without AVX-512 at a fraction of the speed of
+    others. A matrix product needs k * k shifted copies of the images. Shifting the images sideways and the gradient up
+    and down takes k copies of each instead, and makes both sides of the product wide.
 
-    x: `[N, H, W, C]`; gradient: `[N, H, W, F]`. Returns `[k, k, C, F]`.
+    Args:
+        x: Images, `[N, H, W, C]`.
+        gradient: Gradient in the output, `[N, H, W, F]`.
+        kernel_size: k.
+
+    Returns:
+        Gradient in the kernel, `[k, k, C, F]`.
     """
     return _sum_over_devices(functools.partial(_local_weight_gradient, kernel_size=kernel_size))(x, gradient)
 
 
 def _sum_over_devices(local: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable:
-    """Applies `local` to each device's own images and adds up the results."""
+    """Applies `local(images, gradient)` to each device's own images and adds up the results."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return local
