@@ -110,7 +110,7 @@ class Inputs:
         mlp: `(params, name, x) -> output` runs one of the method's own networks (`Method.mlps`).
     """
 
-    labels: jax.Array
+    labels: Any
     indices: dict[str, jax.Array]
     images: dict[View, jax.Array]
     outputs: dict[View, dict[str, jax.Array]]
@@ -154,8 +154,11 @@ class Method:
     # Training in several rounds: each has its own learning-rate schedule and begins with `relabel`.
     rounds: int = 1
     restart: bool = False  # a round begins with new parameters
-    # Report the test accuracy of outputs averaged over four rotations of the image, too.
-    rotation_averaged: bool = False
+
+    @property
+    def rotation_averaged(self) -> bool:
+        """Whether to report the test accuracy of outputs averaged over four rotations of the image, too."""
+        return False
 
     def views(self) -> dict[View, str]:
         """Returns {view: batch-norm policy}."""

@@ -54,7 +54,7 @@ class CDAN(Method):
         strength = adversarial_ramp(inputs.progress, self.gamma)
         logits = inputs.mlp(inputs.params, 'domain', reverse_gradient(joint, strength))[:, 0]
         n = len(inputs.labels)
-        weights = 1.0, 1.0
+        weights = jnp.float32(1), jnp.float32(1)
         if self.entropy:
             certainty = 1 + jnp.exp(-entropy(p))
             weights = certainty[:n] / certainty[:n].mean(), certainty[n:] / certainty[n:].mean()

@@ -30,5 +30,5 @@ class Delta(Method):
         maps = [name for name in tuned if tuned[name].ndim == 4]
         if not maps:
             raise UserError('delta needs feature maps, which data.cache_features does without.')
-        loss = sum(jnp.square(tuned[name] - source[name]).mean() / 2 for name in maps)
+        loss = jnp.stack([jnp.square(tuned[name] - source[name]).mean() / 2 for name in maps]).sum()
         return Loss(self.alpha * loss, state, {'loss': loss})

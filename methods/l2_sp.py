@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from methods.base import DataSpec, Inputs, Loss, Method, View
 
@@ -27,8 +28,6 @@ class L2SP(Method):
     def loss(self, inputs: Inputs, state: dict) -> Loss:
         moved = jax.tree.map(lambda w, start: w - start, {layer: inputs.params[layer] for layer in state}, state)
         heads = {layer: leaves for layer, leaves in inputs.params.items() if layer not in state}
-        towards_start, towards_zero = (
-            sum(jnp.square(x).sum() for x in jax.tree.leaves(tree)) / 2 for tree in (moved, heads)
-        )
+        towards_start, towards_zero = (optax.tree.norm(tree, squared=True) / 2 for tree in (moved, heads))
         loss = self.alpha * towards_start + self.beta * towards_zero
         return Loss(loss, state, {'loss': loss, 'from_start': jnp.sqrt(2 * towards_start)})

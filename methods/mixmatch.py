@@ -36,7 +36,7 @@ class MixMatch(Method):
         guesses = [
             targets(inputs.forward(constant, view, draw=f'guess{k}')[0]['logits']) for k, view in enumerate(views)
         ]
-        guess = sharpen(sum(guesses) / 2, self.temperature)
+        guess = sharpen((guesses[0] + guesses[1]) / 2, self.temperature)
 
         labels = jax.nn.one_hot(inputs.labels, guess.shape[-1])
         images = jnp.concatenate([inputs.images[LABELED], *views])

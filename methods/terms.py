@@ -49,7 +49,7 @@ def normalise(p: jax.Array) -> jax.Array:
     return p / jnp.where(total > 0, total, 1)
 
 
-def align(p: jax.Array, wanted: jax.Array, observed: jax.Array) -> jax.Array:
+def align(p: jax.Array, wanted: jax.Array | float, observed: jax.Array) -> jax.Array:
     """Distribution alignment (ReMixMatch, section 3.1): p times wanted / observed class frequencies, normalised."""
     return normalise(p * wanted / jnp.maximum(observed, _TINY))
 
@@ -59,9 +59,9 @@ def uniform(*shape: int) -> jax.Array:
     return jnp.full(shape, 1 / shape[-1])
 
 
-def class_distribution(labels: jax.Array, num_classes: int) -> jax.Array:
+def class_distribution(labels: jax.typing.ArrayLike, num_classes: int) -> jax.Array:
     """The frequency of each class among labels `[n]`, float32 `[C]`."""
-    return jnp.bincount(labels, length=num_classes) / len(labels)
+    return jnp.bincount(labels, length=num_classes) / jnp.size(labels)
 
 
 def pseudo_labels(p: jax.Array, threshold: float | jax.Array) -> PseudoLabels:
@@ -122,7 +122,9 @@ def adversarial_ramp(progress: jax.Array, gamma: float) -> jax.Array:
     return 2 / (1 + jnp.exp(-gamma * progress)) - 1
 
 
-def domain_loss(source: jax.Array, target: jax.Array, weights: tuple = (1.0, 1.0)) -> tuple[jax.Array, dict]:
+def domain_loss(
+    source: jax.Array, target: jax.Array, weights: tuple[jax.typing.ArrayLike, jax.typing.ArrayLike] = (1.0, 1.0)
+) -> tuple[jax.Array, dict]:
     """The binary cross-entropy of a domain discriminator's logits, `[n]` and `[m]`: the mean of both domains' means.
 
     weights: of the examples of each domain.

@@ -76,6 +76,14 @@ MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
 Variables = dict[str, Any]  # {'params': {layer: {leaf: array}}, 'batch_stats': the same}, all float32
 
 
+class Batch(NamedTuple):
+    """Images of a forward pass in training, see `Model.apply`."""
+
+    images: jax.Array
+    keys: jax.Array | None = None
+    domains: jax.Array | None = None
+
+
 class Layer(NamedTuple):
     """What the engine knows of a layer.
 
@@ -128,7 +136,9 @@ class Model:
         options = {'xla_backend_optimization_level': 0} if alone else None
         init = jax.jit(lambda key: self.network.init(key, jnp.zeros(shape), train=False), compiler_options=options)
         tree = init(key)
-        variables = {'batch_stats': {}} | {collection: _by_layer(layers) for collection, layers in tree.items()}
+        variables: Variables = {'batch_stats': {}} | {
+            collection: _by_layer(layers) for collection, layers in tree.items()
+        }
         if self.batch_norm == 'domain_specific':  # the target's scale and bias begin as the source's
             for layer in variables['batch_stats']:
                 leaves = variables['params'][layer]
@@ -162,17 +172,11 @@ class Model:
         Returns:
             {name of an output: its values, `[N, ...]`}, and the new batch_stats.
         """
-        outputs, batch_stats, _ = self._run(variables, images, train, frozen, keys, domains, {})
+        outputs, batch_stats, _ = self._run(variables, Batch(images, keys, domains), train, frozen)
         return outputs, batch_stats
 
     def apply_beside(
-        self,
-        variables: Variables,
-        images: tuple[jax.Array, jax.Array],
-        *,
-        frozen: frozenset[str] = frozenset(),
-        keys: tuple[jax.Array, jax.Array] | None = None,
-        domains: tuple[jax.Array, jax.Array] | None = None,
+        self, variables: Variables, batch: Batch, beside: Batch, frozen: frozenset[str] = frozenset()
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], Any]:
         """Runs the network in training on one batch, and on images beside it that are only looked at.
 
@@ -181,29 +185,32 @@ class Model:
 
         Args:
             variables, frozen: As for `apply`.
-            images, keys, domains: As for `apply`, of the batch and of the images beside it.
+            batch, beside: Both parts.
 
         Returns:
             The outputs of both, and the new batch_stats.
         """
-        first, second = zip(images, keys or (None, None), domains or (None, None), strict=True)
-        outputs, _, moments = self._run(variables, first[0], True, frozen, *first[1:], {})
-        constants = jax.lax.stop_gradient((variables, second[0], moments))
-        beside, batch_stats, _ = self._run(*constants[:2], True, frozen, *second[1:], constants[2])
-        return outputs, beside, batch_stats
+        outputs, _, moments = self._run(variables, batch, True, frozen)
+        variables, beside, moments = jax.lax.stop_gradient((variables, beside, moments))
+        outputs_beside, batch_stats, _ = self._run(variables, beside, True, frozen, moments)
+        return outputs, outputs_beside, batch_stats
 
-    def _run(self, variables, images, train, frozen, keys, domains, moments) -> tuple[dict, Any, dict]:
-        """Returns outputs, batch_stats and the moments of each batch norm. moments: to normalise with instead."""
+    def _run(
+        self, variables: Variables, batch: Batch, train: bool, frozen: frozenset[str], moments: Variables | None = None
+    ) -> tuple[dict[str, jax.Array], Any, Variables]:
+        """Returns outputs, batch_stats and the moments {layer: ...} of the batch; or normalises with those given."""
+        images, keys, domains = batch
         collections = {name: _nested(layers) for name, layers in variables.items()}
         if not train:
-            return self.network.apply(collections, images, False), variables['batch_stats'], {}
+            outputs: Any = self.network.apply(collections, images, False)
+            return outputs, variables['batch_stats'], {}
         trained = {layer.depth for name, layer in self.layers.items() if name not in frozen and not layer.drops}
         given: dict[str, dict] = {}
         for name, layer in self.layers.items():
             if layer.norm and (self.frozen_statistics or name in frozen):
                 given[name] = variables['batch_stats'][name]
             elif layer.norm:
-                given[name] = dict(moments.get(name, {}))
+                given[name] = dict((moments or {}).get(name, {}))
                 if domains is not None:
                     given[name] |= {'domains': domains, 'shares': jnp.asarray(DOMAIN_POLICIES[self.batch_norm])}
             elif layer.drops and keys is not None and layer.depth in trained:

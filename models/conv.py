@@ -35,7 +35,8 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, same: bool = False) -
         Feature map, `[N, H_out, W_out, F]`.
     """
     size = kernel.shape[0]
-    padding = tuple(_same(n, size, stride) if same else ((size - 1) // 2,) * 2 for n in x.shape[1:3])
+    height, width = (_same(n, size, stride) if same else ((size - 1) // 2, (size - 1) // 2) for n in x.shape[1:3])
+    padding = height, width
     if jax.default_backend() != 'cpu':
         return xla_conv(x, kernel, stride, padding)
     if kernel.shape[2] == 1 < x.shape[3] == kernel.shape[3]:

@@ -9,6 +9,7 @@ import jax
 from models.layers import BatchNorm, Conv, Dropout
 
 # Of each stage: kernel size, stride of its first block, expansion, channels, blocks.
+_STAGES: tuple[tuple[int, ...], ...]
 _STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3), (5, 1, 6, 112, 3), (5, 2, 6, 192, 4))
 _STAGES += ((3, 1, 6, 320, 1),)
 

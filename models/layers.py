@@ -11,7 +11,7 @@ what they need in the variable collection 'given', under the layer's own name:
 
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -71,7 +71,7 @@ class Moments(NamedTuple):
 
     mean: jax.Array
     var: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment] # a tuple has a method of that name
 
 
 class BatchNorm(nn.Module):
@@ -108,21 +108,26 @@ class BatchNorm(nn.Module):
         scale, bias = (
             self.get_variable('params', f'{name}_target', value) for name, value in (('scale', scale), ('bias', bias))
         )
-        mean, var, count, domains = (self.get_variable('given', name) for name in (*Moments._fields, 'domains'))
+        given: Any = self.variables.get('given', {})
+        domains = given.get('domains') if train else None
         if not train:
-            mean, var, domains = running_mean.value, running_var.value, None
-        elif mean is None or count is not None:
+            mean, var = running_mean.value, running_var.value
+        elif 'mean' in given and 'count' not in given:
+            mean, var = given['mean'], given['var']
+        else:
             own = _moments(x) if domains is None else _moments_by_domain(x, domains)
-            pooled = own if mean is None else _pool(Moments(mean, var, count), own)
-            if mean is None:
-                mean, var = own.mean, own.var
+            if 'mean' in given:
+                batch = Moments(given['mean'], given['var'], given['count'])
+                pooled = _pool(batch, own)
+            else:
+                batch = pooled = own
                 if self.is_mutable_collection('moments'):
                     for name, value in own._asdict().items():
                         self.put_variable('moments', name, value)
+            mean, var = batch.mean, batch.var
             new_mean, new_var = pooled.mean, pooled.var * (pooled.count / jnp.maximum(pooled.count - 1, 1))
             if domains is not None:
-                shares = self.get_variable('given', 'shares')
-                new_mean, new_var = shares @ new_mean, shares @ new_var
+                new_mean, new_var = given['shares'] @ new_mean, given['shares'] @ new_var
             decay = self.momentum
             running_mean.value = decay * running_mean.value + (1 - decay) * new_mean
             running_var.value = decay * running_var.value + (1 - decay) * new_var
@@ -168,17 +173,17 @@ class Dropout(nn.Module):
             return x
         if self.is_mutable_collection('drops'):  # Says to `models.Model` that this layer takes keys.
             self.put_variable('drops', 'rate', jnp.float32(self.rate))
-        keys = self.get_variable('given', 'keys')
-        if keys is None:
+        given: Any = self.variables.get('given', {})
+        if 'keys' not in given:
             return x
         shape = {'': x.shape[1:], 'channel': x.shape[-1:], 'image': ()}[self.whole]
-        number = zlib.crc32(self.name.encode())  # Every layer drops other units.
+        number = zlib.crc32(str(self.name).encode())  # Every layer drops other units.
 
         def drop(key: jax.Array, x: jax.Array) -> jax.Array:
             keep = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - self.rate, shape)
             return jnp.where(keep, x / (1 - self.rate), 0)
 
-        return jax.vmap(drop)(keys, x)
+        return jax.vmap(drop)(given['keys'], x)
 
 
 def _moments(x: jax.Array) -> Moments:

@@ -15,11 +15,11 @@ from models import files
 from models.network import HEAD
 from models.preprocess import Preprocessing
 
-_IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation
 
 # {kind of network: preprocessing of its published weights where the file does not say}
 PREPROCESSING = {
-    'ResNet': Preprocessing(**_IMAGENET, resolution=224, interpolation='bilinear', crop=0.875),
+    'ResNet': Preprocessing(*_IMAGENET, resolution=224, interpolation='bilinear', crop=0.875),
     # Its standardised filters cannot be added up for gray images, which become colored ones instead.
     'BiT': Preprocessing((0.5,) * 3, (0.5,) * 3, 224, 'bilinear', 0.875, channels=3),
     'EfficientNetLite0': Preprocessing((127 / 255,) * 3, (128 / 255,) * 3, 224, 'bicubic', 0.875),

@@ -146,7 +146,7 @@ def test_images_beside_a_batch_use_its_statistics(small):
     a, b = random(4, 8, 8, 1), random(4, 8, 8, 1, seed=1) * 2 + 1
     alone, _ = compiled(model, train=True)(variables, a)
     apply = jax.jit(model.apply_beside)
-    (batch, other, _), (same, twice, _) = (apply(variables, images) for images in ((a, b), (a, a)))
+    (batch, other, _), (same, twice, _) = (apply(variables, models.Batch(a), models.Batch(other)) for other in (b, a))
     for name in ('features', 'logits'):
         for outputs in (batch, same, twice):
             np.testing.assert_allclose(outputs[name], alone[name], rtol=1e-5, atol=1e-5)
@@ -169,7 +169,7 @@ def test_images_beside_a_batch_give_no_gradient_to_anything(small):
     a, b = random(4, 8, 8, 1), random(6, 8, 8, 1, seed=1)
 
     def loss(params, b, part):
-        outputs = model.apply_beside({**variables, 'params': params}, (a, b))
+        outputs = model.apply_beside({**variables, 'params': params}, models.Batch(a), models.Batch(b))
         return jnp.sum(outputs[part]['logits'] ** 2)
 
     gradients = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
@@ -204,7 +204,7 @@ def test_a_network_of_somebody_else_needs_our_batch_norm_and_names_of_its_output
     assert set(variables['params']) == set(names)
     assert [model.layers[name].depth for name in names] == [0, 1, 2, 3, 4, 4]
     a, b = random(4, 8, 8, 3), random(4, 8, 8, 3, seed=1) + 2
-    outputs, beside, stats = model.apply_beside(variables, (a, b))
+    outputs, beside, stats = model.apply_beside(variables, models.Batch(a), models.Batch(b))
     alone, stats_alone = model.apply(variables, a, train=True)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), outputs, alone)
     assert np.abs(beside['logits'] - outputs['logits']).max() > 1e-3

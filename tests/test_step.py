@@ -302,7 +302,7 @@ def test_two_methods_that_want_one_view_joint_and_separate_are_named(start):
     settings = dataclasses.replace(
         trainer.settings, methods={'supervised': {}, 'uda': {}, 'fixmatch': {'statistics': 'separate'}}
     )
-    with pytest.raises(UserError, match="want unlabeled.strong 'joint' and 'separate'"):
+    with pytest.raises(UserError, match=r"want unlabeled\.strong 'joint' and 'separate'"):
         _ = step_lib.Trainer.create(settings, trainer.data).views
 
 

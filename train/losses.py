@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+import models
 from errors import UserError
 from methods.base import JOINT, NO_GRAD, SEPARATE, Inputs, Loss, View
 from models import mlp
@@ -37,7 +38,7 @@ def total(
     losses: dict[str, Loss] = {}
     for name, method in trainer.methods.items():
         inputs = Inputs(
-            labels=batch.get('labeled', {}).get('labels'),
+            labels=batch['labeled']['labels'] if 'labeled' in batch else None,
             indices={stream: part['indices'] for stream, part in batch.items()},
             images=images,
             outputs=outputs,
@@ -53,7 +54,7 @@ def total(
     if len(given) > 1:
         raise UserError(f'{" and ".join(given)} both set the running statistics of batch norm: use one of them.')
     (batch_stats,) = given.values() or (batch_stats,)
-    return sum(loss.loss for loss in losses.values()), (batch_stats, losses)
+    return jax.numpy.stack([loss.loss for loss in losses.values()]).sum(), (batch_stats, losses)
 
 
 def forward(
@@ -68,19 +69,19 @@ def forward(
 
     Returns ({view: {output: `[n, ...]`}}, batch_stats), with the running statistics of the first two.
     """
-    model, batch_stats, outputs = trainer.model, state.batch_stats, {}
+    model, batch_stats = trainer.model, state.batch_stats
+    outputs: dict[View, dict[str, jax.Array]] = {}
     variables = {'params': params, 'batch_stats': batch_stats}
     groups = {
         policy: [view for view in images if trainer.views[view] == policy] for policy in (JOINT, NO_GRAD, SEPARATE)
     }
 
-    def inputs(policy: str) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        """Returns images, keys and domains of a group."""
+    def join(policy: str) -> models.Batch:
         views = groups[policy]
         # A key for each image, so that what is dropped does not depend on how images are put together.
         keys = [jax.random.split(stream_key(state.seed, f'drop.{v}', state.step), len(images[v])) for v in views]
         domains = [jax.numpy.full(len(images[v]), v.stream == 'unlabeled', 'int32') for v in views]
-        return (
+        return models.Batch(
             concatenate([images[v] for v in views]),
             concatenate(keys),
             concatenate(domains) if model.has_domains else None,
@@ -91,19 +92,18 @@ def forward(
         parts = {name: split(array, sizes) for name, array in values.items()}
         return {v: {name: part[i] for name, part in parts.items()} for i, v in enumerate(views)}
 
+    def apply(batch: models.Batch) -> tuple[dict[str, jax.Array], Any]:
+        joined, keys, domains = batch
+        return model.apply(variables, joined, True, frozen=frozen, keys=keys, domains=domains)
+
     if groups[NO_GRAD]:
-        batches, keys, domains = zip(inputs(JOINT), inputs(NO_GRAD), strict=True)
-        joint, beside, batch_stats = model.apply_beside(
-            variables, batches, frozen=frozen, keys=keys, domains=domains if model.has_domains else None
-        )
+        joint, beside, batch_stats = model.apply_beside(variables, join(JOINT), join(NO_GRAD), frozen)
         outputs |= by_view(JOINT, joint) | by_view(NO_GRAD, beside)
     elif groups[JOINT]:
-        batch, keys, domains = inputs(JOINT)
-        joint, batch_stats = model.apply(variables, batch, True, frozen=frozen, keys=keys, domains=domains)
+        joint, batch_stats = apply(join(JOINT))
         outputs |= by_view(JOINT, joint)
     if groups[SEPARATE]:
-        batch, keys, domains = inputs(SEPARATE)
-        separate, _ = model.apply(variables, batch, True, frozen=frozen, keys=keys, domains=domains)
+        separate, _ = apply(join(SEPARATE))
         outputs |= by_view(SEPARATE, separate)
     return outputs, batch_stats
 

@@ -38,7 +38,7 @@ def learning_rate(settings: Optimizer, progress: jax.Array) -> jax.Array:
         rate = settings.learning_rate / (1 + settings.inverse_gamma * progress) ** settings.inverse_power
     else:
         # Compiled, step / steps can come out a rounding below the boundary that it stands for.
-        passed = sum(progress * (1 + 3e-7) >= boundary for boundary in settings.boundaries)
+        passed = (progress * (1 + 3e-7) >= jnp.asarray(settings.boundaries)).sum()
         rate = settings.learning_rate * 0.1**passed
     return rate * jnp.minimum(1, progress / settings.warmup) if settings.warmup else rate
 

@@ -13,7 +13,7 @@ def make_views(trainer: Trainer, state: TrainState, batch: Batch) -> dict[View, 
     """Augments and preprocesses every view that the methods ask for. Returns {view: float32 `[n, H, W, C]`}."""
     if trainer.settings.data.cache_features:
         return {view: batch[view.stream]['images'].astype(jnp.float32) for view in trainer.views}
-    made = {}
+    made: dict[View, jax.Array] = {}
     for name, augmentation in trainer.augmentations.items():
         views = [view for view in trainer.views if view.augmentation == name]
         if not views:

@@ -16,7 +16,7 @@ COLUMNS = {
     for labels in numbers
 }
 _DIGITS = tuple(column for column in COLUMNS if column.startswith('Digits'))
-ROWS = {
+ROWS: dict[str, dict] = {
     'Random weights': {'config': 'rotation', 'start': 'random'},
     'Rotation': {'config': 'rotation'},
     **{
