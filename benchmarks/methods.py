@@ -91,14 +91,15 @@ def count_passes() -> Iterator[dict[str, int]]:
     passes = {'forward': 0, 'backward': 0}
     run = models.Model._run
 
-    def counted(self, variables, images, *args, **kwargs):
+    def counted(self, variables, batch, *args, **kwargs):
+        images = batch.images
         if images.ndim > 2:  # not cached features
             # What a gradient is taken in arrives as a tracer of differentiation.
             backbone = {layer: leaves for layer, leaves in variables['params'].items() if not self.layers[layer].head}
             kinds = {type(x).__name__ for x in jax.tree.leaves((backbone, images))}
             passes['forward'] += len(images)
             passes['backward'] += len(images) * bool(kinds & {'LinearizeTracer', 'JVPTracer'})
-        return run(self, variables, images, *args, **kwargs)
+        return run(self, variables, batch, *args, **kwargs)
 
     models.Model._run = counted
     try:

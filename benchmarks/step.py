@@ -11,6 +11,7 @@ contestants run in random order; figures are medians over the rounds, ratios tho
 """
 
 import argparse
+import contextlib
 import functools
 import pathlib
 import statistics
@@ -78,16 +79,17 @@ def serve(policy: str, convolution: str, batch_size: int) -> None:
             print(time.perf_counter() - start, flush=True)
 
 
-def start(*command: str) -> tuple[str, Callable[[int], float]]:
+def start(stack: contextlib.ExitStack, *command: str) -> tuple[str, Callable[[int], float]]:
     """Starts a contestant.
 
     Args:
+        stack: Ends it.
         command: Prints a line about itself, then answers each number of steps with the seconds they took.
 
     Returns:
         Its line about itself, '' if it fails, and a function (number of steps) -> seconds.
     """
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
 
     def seconds(steps: int) -> float:
         time.sleep(0.5)  # until the threads of the contestant before have stopped spinning
@@ -119,16 +121,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.serve:
         return serve(*args.serve.split(','), args.batch_size)
-    contestants = {}
-    for name, command in commands(args.batch_size, args.torch_python).items():
-        banner, seconds = start(*command)
-        if not banner and name != 'PyTorch':
-            sys.exit(f'{name} could not be started, see above.')
-        print(f'{name}: {banner or "not there, so no ratios"}')
-        if banner:
-            contestants[name] = functools.partial(seconds, STEPS)
-            seconds(1)  # compiles
-    results = rounds.measure(contestants, args.rounds)
+    with contextlib.ExitStack() as stack:
+        contestants = {}
+        for name, command in commands(args.batch_size, args.torch_python).items():
+            banner, seconds = start(stack, *command)
+            if not banner and name != 'PyTorch':
+                sys.exit(f'{name} could not be started, see above.')
+            print(f'{name}: {banner or "not there, so no ratios"}')
+            if banner:
+                contestants[name] = functools.partial(seconds, STEPS)
+                seconds(1)  # compiles
+        results = rounds.measure(contestants, args.rounds)
     print(f'\n{"batch " + str(args.batch_size) + " x 15":<34}{"images/s":>10}{"s/step":>9}{"x PyTorch":>11}')
     for name, seconds in results.items():
         median = statistics.median(seconds)

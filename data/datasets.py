@@ -183,7 +183,9 @@ def _read(builder: tfds.core.DatasetBuilder, split: str, size: int) -> tuple[np.
     prepared = [(f.name, f.stat()) for f in sorted(folder.glob('*')) if not f.name.startswith('decoded-')]
     state = repr([split, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in prepared)])
     cache = folder / f'decoded-{stem}-{hashlib.sha256(state.encode()).hexdigest()[:16]}.npz'
-    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(cache) as arrays:
+    # Opened here, since np.load leaves a damaged file open.
+    damages = (OSError, ValueError, KeyError, zipfile.BadZipFile)
+    with contextlib.suppress(*damages), open(cache, 'rb') as copy, np.load(copy) as arrays:
         return arrays['images'], arrays['labels']
 
     shape = (size, size, feature.shape[-1]) if size else feature.shape

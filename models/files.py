@@ -142,7 +142,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as tensors:
+    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as tensors:  # np.load leaves a damaged one open
         return dict(tensors)
 
 

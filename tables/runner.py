@@ -104,6 +104,7 @@ def make(
                         tell(left.pop(message['folder']), message['failure'])
                 process.wait()
             processes.discard(process)
+            process.stdout.close()
             with contextlib.suppress(OSError):
                 process.stdin.close()
             if left and not stopped:

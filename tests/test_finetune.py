@@ -690,7 +690,9 @@ def tree(seed: int, scale: float = 1.0) -> dict:
 
 
 def spec(params, batch_stats=None):
-    return dataclasses.replace(fakes.SPEC, variables={'params': params, 'batch_stats': batch_stats or {}})
+    heads = frozenset(layer for layer in params if layer.startswith('head'))
+    variables = {'params': params, 'batch_stats': batch_stats or {}}
+    return dataclasses.replace(fakes.SPEC, variables=variables, heads=heads)
 
 
 def test_l2_sp_pulls_towards_the_start_and_heads_towards_zero():

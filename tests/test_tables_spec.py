@@ -43,7 +43,7 @@ def test_a_row_may_leave_out_columns_and_add_to_the_argument():
 def test_a_run_is_named_by_the_hash_of_its_settings():
     for run in expand():
         text = json.dumps(dataclasses.asdict(run.settings), sort_keys=True)
-        methods = 'fixmatch' if 'fixmatch' in run.settings.methods else 'supervised'
+        methods = '+'.join(run.settings.methods)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         assert run.name == f'{methods}-digits-{run.settings.data.labels}-{digest}'
         assert run_folder.default(run.settings).name == run.name
@@ -60,10 +60,10 @@ def test_golden_names():
 
 
 GOLDEN = [
-    'supervised-digits-10-296fc823',
-    'supervised-digits-40-61694477',
-    'fixmatch-digits-10-326551ff',
-    'fixmatch-digits-40-a4e446c2',
+    'supervised-digits-10-a474d503',
+    'supervised-digits-40-297f8282',
+    'fixmatch+supervised-digits-10-5529d85d',
+    'fixmatch+supervised-digits-40-1b2b3b4e',
 ]
 
 
@@ -216,9 +216,9 @@ def repository(tmp_path, monkeypatch):
 def test_the_hash_changes_with_code_that_a_method_depends_on_and_with_nothing_else(tmp_path, monkeypatch):
     commit = repository(tmp_path, monkeypatch)
     loop = 'from train import diagnostics\nimport models.step\n'
-    first = commit(train_loop=loop, models_step='x = 1\n', methods_a='import models.step\n', methods_b='y = 1\n')
+    first = commit(train_experiment=loop, models_step='x = 1\n', methods_a='import models.step\n', methods_b='y = 1\n')
     a, b = provenance.digest(['a']), provenance.digest(['b'])
-    assert provenance.files(['a']) == ['methods/a.py', 'models/step.py', 'train/loop.py']
+    assert provenance.files(['a']) == ['methods/a.py', 'models/step.py', 'train/experiment.py']
     commit(methods_b='y = 2\n', train_diagnostics='z = 1\n')  # warnings change no number
     assert provenance.digest(['a']) == a
     assert provenance.digest(['b']) != b
