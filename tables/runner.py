@@ -118,6 +118,8 @@ def make(
             list(pool.map(cell, cells))
         for process in processes:  # where something broke; the others have been waited for
             process.wait()
+            assert process.stdout is not None  # a pipe
+            process.stdout.close()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
