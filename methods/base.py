@@ -165,7 +165,10 @@ class Method:
         raise NotImplementedError
 
     def heads(self) -> dict[str, tuple[int, ...]]:
-        """Returns {name of an output: widths of the layers on top of the features that it comes from}."""
+        """Returns {name of an output: widths of the layers on top of the features that it comes from}.
+
+        A width of 0 is that of the features.
+        """
         return {}
 
     def mlps(self) -> dict[str, MLP]:

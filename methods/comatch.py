@@ -6,19 +6,20 @@ import jax
 import jax.numpy as jnp
 
 from methods.base import JOINT, LABELED, STRONG, STRONG2, WEAK, DataSpec, Inputs, Loss, Method, View, weak_and_strong
-from methods.terms import align, cross_entropy, normalise, pseudo_labels, push, targets, uniform, unit
+from methods.terms import align, cross_entropy, normalise, pseudo_labels, push, targets, unit
 
 
 @dataclasses.dataclass(frozen=True)
 class CoMatch(Method):
     """Equations 3-9: weight * mean 1(max q >= threshold) H(q, p(strong)) + contrast_weight * L_ctr.
 
-    The prediction of the weak view is aligned (divided by its mean over the last `average` batches, uniform before the
-    first) and smoothed: q = alpha p + (1 - alpha) sum_k a_k p_k over a memory of recent embeddings and their
-    probabilities (true labels for labeled images), a = softmax(z z_k / t), once the memory is full. L_ctr is the
-    cross-entropy between two graphs over the batch: similarities of the embeddings of two strong views, and q q^T with
-    ones on the diagonal and values below contrast_threshold cut. The official CIFAR code, like this, fills the memory
-    from the network in training; its ImageNet code from the EMA network.
+    The prediction of the weak view is aligned (divided by its mean over the last `average` batches, of those there have
+    been, as in the official code) and smoothed: q = alpha p + (1 - alpha) sum_k a_k p_k over a memory of recent
+    embeddings and their probabilities (true labels for labeled images), a = softmax(z z_k / t), once the memory is
+    full. L_ctr is the cross-entropy between two graphs over the batch: similarities of the embeddings of two strong
+    views, and q q^T with ones on the diagonal and values below contrast_threshold cut. The official CIFAR code, like
+    this, fills the memory from the network in training; its ImageNet code from the EMA network. The projection's first
+    layer is as wide as the features there.
     """
 
     threshold: float = 0.95  # tau
@@ -37,12 +38,13 @@ class CoMatch(Method):
         return {LABELED: JOINT, WEAK: weak, STRONG: strong, STRONG2: strong}
 
     def heads(self) -> dict[str, tuple[int, ...]]:
-        return {'projection': (2 * self.embedding, self.embedding)}
+        return {'projection': (0, self.embedding)}
 
     def init_state(self, data: DataSpec) -> dict:
         size = self.batches * sum(data.batch_sizes.values())
         return {
-            'guessed': uniform(self.average, data.num_classes),
+            # Rows without a batch only scale the mean, and alignment normalises.
+            'guessed': jnp.zeros((self.average, data.num_classes)),
             'embeddings': jnp.zeros((size, self.embedding)),
             'probabilities': jnp.zeros((size, data.num_classes)),
         }

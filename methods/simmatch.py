@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from methods.base import IMAGES, JOINT, LABELED, STRONG, WEAK, DataSpec, Inputs, Loss, Method, View
-from methods.terms import align, cross_entropy, normalise, pseudo_labels, push, targets, uniform, unit
+from methods.terms import align, cross_entropy, normalise, pseudo_labels, push, targets, unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,9 @@ class SimMatch(Method):
     not been met yet have no similarity (official: no instance term in the first epoch).
 
     The official code is ImageNet's: its teacher runs with running statistics, here with the batch's own. For CIFAR, USB
-    has no teacher, and moves the memory with momentum 0.7. The average for alignment starts uniform.
+    has no teacher, and moves the memory with momentum 0.7. Alignment averages the batches there have been: the queue of
+    the official code (256 batches; 32 for CIFAR in the paper and USB) starts with zeros, which cancel. The projection's
+    nonlinearity is the network's (official: ReLU).
     """
 
     threshold: float = 0.95
@@ -35,11 +37,12 @@ class SimMatch(Method):
         return {LABELED: IMAGES, WEAK: IMAGES, STRONG: JOINT}
 
     def heads(self) -> dict[str, tuple[int, ...]]:
-        return {'projection': (self.embedding, self.embedding)}
+        return {'projection': (0, self.embedding)}
 
     def init_state(self, data: DataSpec) -> dict:
         return {
-            'guessed': uniform(self.average, data.num_classes),
+            # Rows without a batch only scale the mean, and alignment normalises.
+            'guessed': jnp.zeros((self.average, data.num_classes)),
             'embeddings': jnp.zeros((len(data.labels), self.embedding)),
             'classes': jax.nn.one_hot(data.labels, data.num_classes),
         }

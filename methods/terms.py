@@ -55,7 +55,7 @@ def align(p: jax.Array, wanted: jax.Array | float, observed: jax.Array) -> jax.A
 
 
 def uniform(*shape: int) -> jax.Array:
-    """Equal probabilities for all classes, `[..., C]`: what averages and queues of predictions begin with."""
+    """Equal probabilities for all classes, `[..., C]`."""
     return jnp.full(shape, 1 / shape[-1])
 
 

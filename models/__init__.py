@@ -310,7 +310,7 @@ def create(
     Args:
         name: One of MODELS.
         num_classes: Of the classifier.
-        heads: {name of an output beside 'features' and 'logits': widths of its layers on top of the features}.
+        heads: As in `Network`.
         mlps: {name: small network on top of it that a method runs itself}.
         mean, std: Of the pixels in [0, 1], where no weights bring theirs.
         weights: To begin with, what the setting 'pretrained' names.

@@ -19,7 +19,8 @@ class Network(nn.Module):
             method `order()`, if it has one, returns the names with which the layers of each block begin, from the
             images to the features; otherwise each layer is a block.
         num_classes: Of the classifier.
-        heads: {name of an output beside 'features' and 'logits': widths of its layers on top of the features}.
+        heads: {name of an output beside 'features' and 'logits': widths of its layers on top of the features; 0 is as
+            wide as the features}.
         dropout: Share of the features that the classifier and the heads do not see in training.
         bottleneck_width: Of a layer with batch norm and ReLU between backbone and classifier, whose output are the
             features then; 0 for none.
@@ -49,6 +50,6 @@ class Network(nn.Module):
             for i, width in enumerate(widths):
                 if i > 0:
                     x = nn.leaky_relu(x, getattr(self.backbone, 'negative_slope', 0.0))
-                x = Dense(width, name=f'{HEAD}_{head}{i + 1}')(x)
+                x = Dense(width or features.shape[-1], name=f'{HEAD}_{head}{i + 1}')(x)
             outputs[head] = x
         return outputs

@@ -616,6 +616,12 @@ def test_dash_without_warm_up_begins_with_the_loss_of_knowing_nothing():
 
 # CoMatch
 
+
+def mean_of_batches_seen(guessed):
+    """The official CoMatch keeps a list of the last batches, which begins empty."""
+    return np.mean([batch for batch in guessed if batch.any()], axis=0)
+
+
 COMATCH = {
     'threshold': 0.7,
     'contrast_threshold': 0.6,
@@ -628,7 +634,7 @@ COMATCH = {
     'average': 3,
 }
 COMATCH_STATE = {
-    'guessed': np.full((3, C), 1 / C),
+    'guessed': np.zeros((3, C)),
     'embeddings': np.zeros((12, 5)),
     'probabilities': np.zeros((12, C)),
 }
@@ -639,7 +645,7 @@ def comatch(method, graphs=None):
         n = 4
         p = softmax(outputs(inputs, WEAK))
         guessed = np.stack([*state['guessed'][1:], p.mean(0)])
-        p = np.array([proportional(row / guessed.mean(0)) for row in p])
+        p = np.array([proportional(row / mean_of_batches_seen(guessed)) for row in p])
         views = (LABELED, WEAK, STRONG, STRONG2)
         labeled, weak, strong, strong2 = (unit(outputs(inputs, view, 'projection')) for view in views)
         q = p.copy()
@@ -687,6 +693,33 @@ def test_comatch_is_equations_3_to_9_while_the_memory_fills_and_after():
     assert full == [False, True, True, True, True]
 
 
+@pytest.mark.parametrize(('name', 'settings'), [('comatch', COMATCH), ('simmatch', {'embedding': 5, 'threshold': 0.7})])
+def test_alignment_averages_only_the_batches_there_have_been(name, settings):
+    """From its first step, by three batches of which two predict nearly nothing but class 0.
+
+    An average that began uniform would leave the first prediction nearly as it is, and pass the mask.
+    """
+    method = methods.create(name, {**settings, 'average': 32, 'embedding': 5})
+    state = method.init_state(fakes.SPEC)
+    logits = np.float32([[[3, 0, 0]] * 3 + [[2, 1, 0]], [[4, 0, 0]] * 4, [[0, 1, 3]] * 2 + [[1, 0, 0]] * 2])
+    seen = []
+    for step in logits:
+        projection = np.ones((6, 5), np.float32)
+        forward = {'logits': jnp.concatenate([jnp.zeros((2, C)), jnp.asarray(step)]), 'projection': projection}
+        inputs = fakes.inputs(method, forward=lambda *_, forward=forward: (forward, {}))
+        result = method.loss(with_logits(inputs, weak=step), state)
+        p = softmax(np.float64(step))
+        seen.append(p.mean(0))
+        aligned = np.array([proportional(row / np.mean(seen, axis=0)) for row in p])
+        if len(seen) == 1:  # before the memory has anything to smooth by
+            assert (p.max(-1) >= 0.7).any()
+            np.testing.assert_array_equal(result.pseudo_labels.mask, aligned.max(-1) >= 0.7)
+            np.testing.assert_array_equal(result.pseudo_labels.labels, aligned.argmax(-1))
+        average = np.array(result.state['guessed']).sum(0)
+        close(average / average.sum(), np.mean(seen, axis=0))
+        state = result.state
+
+
 def test_comatch_smooths_only_with_a_full_memory():
     method = methods.create('comatch', {**COMATCH, 'alpha': 0.0, 'threshold': 0.0})
     p, states = [], []
@@ -722,7 +755,7 @@ SIMMATCH = {
     'average': 3,
 }
 SIMMATCH_STATE = {
-    'guessed': np.full((3, C), 1 / C),
+    'guessed': np.zeros((3, C)),
     'embeddings': np.zeros((5, 5)),
     'classes': np.eye(C)[fakes.LABELS],
 }
@@ -736,7 +769,7 @@ def simmatch(method):
         labeled = fakes.network(ema, np.float64(inputs.images[LABELED]))
         p = softmax(teacher['logits'])
         guessed = np.stack([*state['guessed'][1:], p.mean(0)])
-        p = np.array([proportional(row / guessed.mean(0)) for row in p])
+        p = np.array([proportional(row / mean_of_batches_seen(guessed)) for row in p])
         met = [k for k in range(5) if state['embeddings'][k].any()]
         total = instance = 0
         mask, labels = [], []

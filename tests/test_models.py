@@ -272,6 +272,15 @@ def test_every_network_takes_gray_and_color_and_names_what_it_computes(name, cha
     assert all(about.head == (about.depth == max(depths)) for about in model.layers.values())
 
 
+@pytest.mark.parametrize('settings', [{}, {'bottleneck_width': 5}])
+def test_a_head_of_width_0_is_as_wide_as_the_features(settings):
+    model = models.create('wide_resnet', 7, {'projection': (0, 6)}, blocks=(1,), width=2, **settings)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), (8, 8, 3)))['params']
+    width = settings.get('bottleneck_width', params['head']['kernel'].shape[0])
+    assert params['head_projection1']['kernel'].shape == (width, width)
+    assert params['head_projection2']['kernel'].shape == (width, 6)
+
+
 def test_lenet_equals_scipy():
     model = models.create('lenet', 10)
     variables = model.init(jax.random.key(0), (28, 28, 1))

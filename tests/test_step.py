@@ -137,7 +137,7 @@ def test_two_methods_that_need_different_heads_of_one_name_are_named(start):
     trainer = start()[0]
     both = {name: {} for name in ('comatch', 'simmatch')}
     settings = dataclasses.replace(trainer.settings, methods=both)
-    with pytest.raises(UserError, match=r'simmatch needs a projection of widths \(128, 128\)'):
+    with pytest.raises(UserError, match=r'simmatch needs a projection of widths \(0, 128\)'):
         step_lib.Trainer.create(settings, trainer.data)
 
 
