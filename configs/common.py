@@ -79,7 +79,10 @@ def without_network(recipe: Mapping[str, Any], network: str) -> dict[str, Any]:
 
 
 def semi_supervised(
-    *methods: str, small: Mapping[str, Any] | None = None, paper: Mapping[str, Any] | None = None
+    *methods: str,
+    small: Mapping[str, Any] | None = None,
+    paper: Mapping[str, Any] | None = None,
+    by_data: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[str], ConfigDict]:
     """Returns the `get_config` of a semi-supervised method.
 
@@ -87,13 +90,18 @@ def semi_supervised(
         *methods: Names of the methods whose losses add up.
         small: {setting: value} that differ in a run of minutes.
         paper: {setting: value} that differ in a run of the FixMatch paper's scale.
+        by_data: {'DATA' or 'DATA,labels=N': {setting: value}} that differ, beyond that, on a data set, or with a number
+            of its labels. DATA is the name of its record.
     """
 
     def get_config(arg: str = '') -> ConfigDict:
         """Returns the settings for 'DATA,labels=N,model=NAME'."""
         options = parse_arg(arg, labels=0)
         config = base(**options, methods=methods)
-        config.update_from_flattened_dict((small if options['data'].small else paper) or {})
+        data, labels = options['data'], options['labels']
+        config.update_from_flattened_dict((small if data.small else paper) or {})
+        for key in (data.name, f'{data.name},labels={labels}'):
+            config.update_from_flattened_dict((by_data or {}).get(key, {}))
         return config.lock()
 
     return get_config
