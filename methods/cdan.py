@@ -36,7 +36,7 @@ class CDAN(Method):
         return {'domain': MLP((*self.widths, 1), inputs, self.batch_norm)}
 
     def init_state(self, data: DataSpec) -> jax.Array:
-        return jax.random.key_data(jax.random.key(0))  # of the random projections
+        return jax.random.key_data(data.key)  # of the random projections
 
     def loss(self, inputs: Inputs, state: jax.Array) -> Loss:
         parts = inputs.outputs[LABELED], inputs.outputs[WEAK]
