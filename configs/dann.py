@@ -71,8 +71,6 @@ def get_config(arg: str = '') -> ConfigDict:
         config.data.image_size = source.side
     config.optimizer.schedule = 'inverse'
     config.update_from_flattened_dict(common.without_network(recipe.settings, config.model.name))
-    if config.model.name in ('lenet', 'dtn'):
-        config.model.dropout = 0.5
     if len(names) == 1:
         config.update_from_flattened_dict(recipe.methods.get(names[0], {}))
     for name in ('dann', 'cdan'):

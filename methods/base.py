@@ -77,6 +77,7 @@ class DataSpec:
         batch_sizes: {stream: images in a step}.
         variables: {'params', 'batch_stats'} of the network when training begins.
         heads: Names of the layers on top of the features.
+        key: For whatever is random in a method's first state; another one for every seed and method.
     """
 
     num_classes: int
@@ -86,6 +87,7 @@ class DataSpec:
     batch_sizes: dict[str, int]
     variables: Any = None
     heads: frozenset[str] = frozenset()
+    key: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

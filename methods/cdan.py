@@ -1,4 +1,4 @@
-"""CDAN (Long et al. 2018, arXiv:1705.10667): the discriminator of DANN also sees what the classifier predicts."""
+"""CDAN and CDAN+E (Long et al. 2018, arXiv:1705.10667): DANN's discriminator also sees what the classifier predicts."""
 
 import dataclasses
 
@@ -14,14 +14,18 @@ from models.mlp import MLP
 class CDAN(Method):
     """Equations 2 to 9: the discriminator's input is the outer product of features and class probabilities.
 
-    With `randomized` > 0 it is that many products of random projections instead (equation 6), for where features times
-    classes are more than 4,096. With entropy conditioning (CDAN+E) an example weighs 1 + exp(-H(p)), scaled to a mean
-    of one in each domain. As in the paper's and TLlib's code no gradient goes through the probabilities.
+    No gradient goes through the probabilities. With `randomized` > 0 it is that many products of random projections
+    instead (equation 6), which the run's seed draws: for many classes, see configs/data_sets.py. (The paper has them
+    from 4,096 products on, its code and TLlib on request.)
+
+    With `entropy` (CDAN+E) an example weighs 1 + exp(-H(p)), scaled to a mean of one in each domain. To the network the
+    weights have a gradient, reversed as that of the features: equation 9, and the authors' code (thuml/CDAN, loss.py).
+    TLlib has none, and scales the weights over both domains.
     """
 
     weight: float = 1.0
     gamma: float = 10.0  # how fast lambda rises
-    entropy: bool = True  # entropy conditioning
+    entropy: bool = False  # entropy conditioning: CDAN+E
     randomized: int = 0  # number of random products; 0 for all products
     widths: tuple[int, ...] = (1024, 1024)  # hidden layers of the discriminator
     batch_norm: bool = True  # in the discriminator
@@ -36,12 +40,13 @@ class CDAN(Method):
         return {'domain': MLP((*self.widths, 1), inputs, self.batch_norm)}
 
     def init_state(self, data: DataSpec) -> jax.Array:
-        return jax.random.key_data(jax.random.key(0))  # of the random projections
+        return jax.random.key_data(data.key)  # of the random projections
 
     def loss(self, inputs: Inputs, state: jax.Array) -> Loss:
         parts = inputs.outputs[LABELED], inputs.outputs[WEAK]
-        features, p = (jnp.concatenate([part[name] for part in parts]) for name in ('features', 'logits'))
-        p = targets(p)
+        features, logits = (jnp.concatenate([part[name] for part in parts]) for name in ('features', 'logits'))
+        p = targets(logits)
+        strength = adversarial_ramp(inputs.progress, self.gamma)
         if self.randomized:
             keys = jax.random.split(jax.random.wrap_key_data(state))
             f, g = (
@@ -51,13 +56,12 @@ class CDAN(Method):
             joint = f * g / self.randomized**0.5
         else:
             joint = (features[:, :, None] * p[:, None, :]).reshape(len(p), -1)
-        strength = adversarial_ramp(inputs.progress, self.gamma)
-        logits = inputs.mlp(inputs.params, 'domain', reverse_gradient(joint, strength))[:, 0]
+        domain = inputs.mlp(inputs.params, 'domain', reverse_gradient(joint, strength))[:, 0]
         n = len(inputs.labels)
-        weights = jnp.float32(1), jnp.float32(1)
+        weights = [jnp.float32(1)] * 2
         if self.entropy:
-            certainty = 1 + jnp.exp(-entropy(p))
-            weights = certainty[:n] / certainty[:n].mean(), certainty[n:] / certainty[n:].mean()
-        loss, metrics = domain_loss(logits[:n], logits[n:], weights)
+            certainty = 1 + jnp.exp(-entropy(jax.nn.softmax(reverse_gradient(logits, strength))))
+            weights = [part / jax.lax.stop_gradient(part.mean()) for part in (certainty[:n], certainty[n:])]
+        loss, metrics = domain_loss(domain[:n], domain[n:], weights)
         metrics = {'loss': loss, 'lambda': strength, **metrics}
         return Loss(self.weight * loss, state, metrics, predictions(parts[1]['logits']))

@@ -12,16 +12,23 @@ from methods.terms import predictions
 
 @dataclasses.dataclass(frozen=True)
 class MMD(Method):
-    """The squared maximum mean discrepancy between source and target, without bias.
+    """The squared maximum mean discrepancy between source and target, E k(s, s') + E k(t, t') - 2 E k(s, t).
 
-    mean k(s, s') + mean k(t, t') - 2 mean k(s, t) over pairs of different examples (DAN: equation 1 with the kernels
-    of section 4.1). k is a mean of Gaussians whose variances are `scales` times the mean squared distance of the batch,
-    as in TLlib. With `joint` k is the product of such a kernel of the features and a Gaussian of the
-    predicted probabilities (JAN: equation 9), of standard deviation 0.92 as in TLlib.
+    DAN: equation 1 with the kernels of section 4.1. Its estimate of linear complexity is the default: the mean over i
+    of k(s_i, s_i+1) + k(t_i, t_i+1) - k(s_i, t_i+1) - k(s_i+1, t_i) over the batch, whose first example comes after its
+    last. So it is in TLlib's scripts and in the authors' code (thuml/Xlearn); in the paper no example is in two pairs.
+    Where a domain has fewer examples, they come round again. Without `linear` it is the average over all pairs of
+    different examples, TLlib's default for JAN. The 2 / (n - 1) that TLlib adds is left out: it has no gradient.
+
+    k is the sum of Gaussians whose variances are `scales` times the mean squared distance of the batch (TLlib; in the
+    authors' code the mean leaves out an example's distance to itself). With `joint` k is the product of that sum for
+    the features and one Gaussian of the predicted probabilities (JAN: equation 9), of standard deviation 0.92 (TLlib;
+    2 * 0.92^2 is about the authors' 1.68).
     """
 
     weight: float = 1.0
     joint: bool = False  # JAN instead of DAN
+    linear: bool = True  # neighbours in the batch instead of all pairs
     scales: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)
 
     def views(self) -> dict[View, str]:
@@ -31,16 +38,28 @@ class MMD(Method):
         source, target = inputs.outputs[LABELED], inputs.outputs[WEAK]
         distance = _squared_distances(jnp.concatenate([source['features'], target['features']]))
         mean = jnp.maximum(jax.lax.stop_gradient(distance.mean()), 1e-12)
-        kernel = jnp.stack([jnp.exp(-distance / (2 * scale * mean)) for scale in self.scales]).mean(0)
+        kernel = sum(jnp.exp(-distance / (2 * scale * mean)) for scale in self.scales)
         if self.joint:
             p = jax.nn.softmax(jnp.concatenate([source['logits'], target['logits']]))
             kernel *= jnp.exp(-_squared_distances(p) / (2 * 0.92**2))
-        n, m = len(source['features']), len(target['features'])
-        within = [
-            (part.sum() - jnp.trace(part)) / (k * (k - 1)) for part, k in ((kernel[:n, :n], n), (kernel[n:, n:], m))
-        ]
-        loss = sum(within) - 2 * kernel[:n, n:].mean()
+        estimate = _neighbours if self.linear else _all_pairs
+        loss = estimate(kernel, len(source['features']))
         return Loss(self.weight * loss, state, {'loss': loss}, predictions(target['logits']))
+
+
+def _neighbours(kernel: jax.Array, n: int) -> jax.Array:
+    """The estimate from pairs of neighbours; kernel `[n + m, n + m]` of n source examples and m of the target."""
+    m = len(kernel) - n
+    i = jnp.arange(max(n, m))
+    s, next_s, t, next_t = i % n, (i + 1) % n, n + i % m, n + (i + 1) % m
+    return (kernel[s, next_s] + kernel[t, next_t] - kernel[s, next_t] - kernel[next_s, t]).mean()
+
+
+def _all_pairs(kernel: jax.Array, n: int) -> jax.Array:
+    """The unbiased estimate from all pairs of different examples, arguments as for `_neighbours`."""
+    domains = kernel[:n, :n], kernel[n:, n:]
+    within = [(part.sum() - jnp.trace(part)) / (len(part) * (len(part) - 1)) for part in domains]
+    return sum(within) - 2 * kernel[:n, n:].mean()
 
 
 def _squared_distances(x: jax.Array) -> jax.Array:

@@ -1,5 +1,7 @@
 """What the losses of several methods are made of. Pure functions; p and q are probabilities, `[n, C]`."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -123,7 +125,7 @@ def adversarial_ramp(progress: jax.Array, gamma: float) -> jax.Array:
 
 
 def domain_loss(
-    source: jax.Array, target: jax.Array, weights: tuple[jax.typing.ArrayLike, jax.typing.ArrayLike] = (1.0, 1.0)
+    source: jax.Array, target: jax.Array, weights: Sequence[jax.typing.ArrayLike] = (1.0, 1.0)
 ) -> tuple[jax.Array, dict]:
     """The binary cross-entropy of a domain discriminator's logits, `[n]` and `[m]`: the mean of both domains' means.
 

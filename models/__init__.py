@@ -31,8 +31,10 @@ class Common:
     crop: float = 0.0  # part of the shorter side that is kept; 0: that of the weights, or all
     frozen_statistics: bool = False  # batch norm keeps its running statistics and uses them in training, too
     batch_norm: str = 'joint'  # what it makes of two domains, one of DOMAIN_POLICIES
-    bottleneck_width: int = 0  # of a layer with batch norm between backbone and classifier; 0 for none
-    dropout: float = 0.0  # share of the features that the classifier does not see in training
+    bottleneck_width: int = 0  # of a layer between backbone and classifier; 0 for none
+    bottleneck_norm: bool = True  # batch norm in it
+    # Share of the features that the classifier does not see in training. With a bottleneck, that no loss sees.
+    dropout: float = 0.0
 
     def __post_init__(self):
         if not 0 <= self.dropout < 1:
@@ -335,7 +337,14 @@ def create(
         preprocess = dataclasses.replace(preprocess, **weights.preprocessing)
     sizes = {key: value for key in ('resolution', 'crop') if (value := getattr(common, key))}
     return Model(
-        Network(backbone, num_classes, dict(heads or {}), common.dropout, common.bottleneck_width),
+        Network(
+            backbone,
+            num_classes,
+            dict(heads or {}),
+            common.dropout,
+            common.bottleneck_width,
+            common.bottleneck_norm,
+        ),
         dataclasses.replace(preprocess, **sizes),
         weights,
         dict(mlps or {}),

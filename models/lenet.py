@@ -10,7 +10,7 @@ class LeNet(nn.Module):
     """LeNet-5 of modern kind, for images of 28x28 pixels: two convolutions of 5x5 pixels and a dense layer.
 
     Features `[N, 500]`; feature maps 'stage1', 'stage2' with 20 and 50 channels. In training, half of the channels of
-    the second are dropped, and half of the features where dropout is 0.5, as in TLlib (there for a discriminator, too).
+    the second are dropped, and half of the features.
     """
 
     @nn.compact
@@ -23,7 +23,8 @@ class LeNet(nn.Module):
 
         stage1 = stage(images, 20, 1, 0.0)
         stage2 = stage(stage1, 50, 2, 0.5)
-        features = nn.relu(Dense(500, name='dense')(stage2.reshape(len(images), -1)))
+        x = nn.relu(Dense(500, name='dense')(stage2.reshape(len(images), -1)))
+        features = Dropout(0.5, name='dense_drop')(x, train)
         return {'stage1': stage1, 'stage2': stage2, 'features': features}
 
     def order(self) -> list[tuple[str, ...]]:
@@ -35,7 +36,8 @@ class DTN(nn.Module):
     """The network of SVHN to MNIST, for images of 32x32 pixels: three convolutions of stride 2 and a dense layer.
 
     Features `[N, 512]`; feature maps 'stage1' to 'stage3' with 64, 128 and 256 channels, a tenth, three tenths and half
-    of which are dropped in training. bn_momentum, bn_epsilon: of batch norm, after every layer.
+    of which are dropped in training, as is half of the features. bn_momentum, bn_epsilon: of batch norm, after every
+    layer.
     """
 
     bn_momentum: float = 0.9
@@ -51,7 +53,7 @@ class DTN(nn.Module):
             outputs[f'stage{i}'] = x
         x = Dense(512, name='dense')(x.reshape(len(images), -1))
         x = BatchNorm(self.bn_momentum, self.bn_epsilon, name='dense_norm')(x, train)
-        return outputs | {'features': nn.relu(x)}
+        return outputs | {'features': Dropout(0.5, name='dense_drop')(nn.relu(x), train)}
 
     def order(self) -> list[tuple[str, ...]]:
         """Names with which the layers of each block begin, from the images to the features."""

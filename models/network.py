@@ -21,9 +21,11 @@ class Network(nn.Module):
         num_classes: Of the classifier.
         heads: {name of an output beside 'features' and 'logits': widths of its layers on top of the features; 0 is as
             wide as the features}.
-        dropout: Share of the features that the classifier and the heads do not see in training.
-        bottleneck_width: Of a layer with batch norm and ReLU between backbone and classifier, whose output are the
-            features then; 0 for none.
+        dropout: Share of the features that the classifier and the heads do not see in training; with a bottleneck
+            they are dropped for everything that reads the features, a domain discriminator too, as in TLlib.
+        bottleneck_width: Of a layer with ReLU between backbone and classifier, whose output are the features then;
+            0 for none.
+        bottleneck_norm: Whether it has batch norm before the ReLU.
     """
 
     backbone: nn.Module
@@ -31,6 +33,7 @@ class Network(nn.Module):
     heads: Mapping[str, tuple[int, ...]]
     dropout: float = 0.0
     bottleneck_width: int = 0
+    bottleneck_norm: bool = True
 
     def setup(self):
         nn.share_scope(self, self.backbone)  # so that layers have the backbone's own names
@@ -42,8 +45,12 @@ class Network(nn.Module):
             outputs = self.backbone(images, train)
             if self.bottleneck_width:
                 x = Dense(self.bottleneck_width, name='bottleneck')(outputs['features'])
-                outputs['features'] = nn.relu(BatchNorm(0.9, 1e-5, name='bottleneck_norm')(x, train))
+                if self.bottleneck_norm:
+                    x = BatchNorm(0.9, 1e-5, name='bottleneck_norm')(x, train)
+                outputs['features'] = nn.relu(x)
         features = Dropout(self.dropout, name=f'{HEAD}_dropout')(outputs['features'], train)
+        if self.bottleneck_width:
+            outputs['features'] = features
         outputs['logits'] = Dense(self.num_classes, name=HEAD)(features)
         for head, widths in self.heads.items():
             x = features

@@ -13,7 +13,8 @@ NUM_CLASSES = 3
 FEATURES = 5
 IMAGE_SHAPE = (4, 4, 1)
 LABELS = np.int32([0, 1, 2, 0, 1])  # of the whole labeled pool
-SPEC = DataSpec(NUM_CLASSES, IMAGE_SHAPE, LABELS, num_unlabeled=7, batch_sizes={'labeled': 2, 'unlabeled': 4})
+SIZES = {'labeled': 2, 'unlabeled': 4}
+SPEC = DataSpec(NUM_CLASSES, IMAGE_SHAPE, LABELS, num_unlabeled=7, batch_sizes=SIZES, key=jax.random.key(5))
 INDICES = {'labeled': np.int32([3, 1]), 'unlabeled': np.int32([5, 0, 2, 6])}
 VIEWS = [View(s, a, n) for s in ('labeled', 'unlabeled') for a in ('weak', 'strong') for n in range(1, 10)]
 VIEWS += [LABELED_ROTATED, ROTATED]

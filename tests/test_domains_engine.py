@@ -11,6 +11,7 @@ import pytest
 
 import models
 from data import datasets
+from data.augment import Weak
 from errors import UserError
 from methods.base import LABELED, WEAK
 from models import layers
@@ -20,6 +21,8 @@ from train import step as step_lib
 from train import streams as streams_lib
 from train.settings import Optimizer
 from train.streams import Streams
+from train.trainer import stream_key
+from train.views import make_views
 
 DIGITS, DIGITS_M = (('digits', 'train'), ('digits_m', 'train'))
 EPSILON, MOMENTUM = 1e-3, 0.9
@@ -286,6 +289,52 @@ def test_batch_norms_domains_are_those_of_the_streams(train):
         np.testing.assert_array_equal(outputs[view]['features'], images)
 
 
+def test_what_a_method_begins_with_is_drawn_by_the_seed(train):
+    """CDAN's random projections: others for every seed, the same for equal ones, in every step."""
+
+    def drawn(seed, methods='cdan'):
+        small = (('seed', seed), ('methods.cdan.widths', (4,)), ('methods.cdan.randomized', 3))
+        _, first, last, _ = train(methods, small)
+        np.testing.assert_array_equal(first.methods['cdan'], last.methods['cdan'])
+        return first.methods['cdan'].tolist()
+
+    assert drawn(0) == drawn(0, 'cdan+mcc') != drawn(1)
+
+
+def random_crops(make_settings, data_dir, **overrides):
+    """Returns the trainer of DANN with random crops of a tenth to all of an image, and its first batch and views."""
+    settings = make_settings('dann', **SMALL, **{'data.weak.min_area': 0.1, 'data.weak.flip': False, **overrides})
+    streams = Streams.load(settings, data_dir)
+    trainer = step_lib.Trainer.create(settings, streams.spec(settings))
+    batch = streams.batches({'labeled': 64, 'unlabeled': 64}, 0, 0)
+    state = type('State', (), {'seed': 7, 'step': 3})()
+    return trainer, batch, make_views(trainer, state, batch)
+
+
+def test_crops_of_the_target_have_an_area_of_their_own(make_settings, data_dir):
+    """FixMatch in TLlib (fixmatch.py): 0.08 to 1 of the area for the source, 0.5 to 1 for the target."""
+    trainer, batch, views = random_crops(make_settings, data_dir, **{'data.unlabeled_min_area': 0.6})
+    for view, area in ((LABELED, 0.1), (WEAK, 0.6)):
+        images = batch[view.stream]['images']
+        own = Weak(flip=False, pad=trainer.settings.data.weak['pad'], min_area=area)
+        draws = own.draw(stream_key(7, str(view), 3), images.shape)
+        close(views[view], trainer.model.preprocess(own.apply(draws, images)))
+        assert np.prod(draws['box'][:, 2:], axis=1).min() > 0.95 * area * 64 - 1e-3
+
+
+def test_a_random_crop_fills_the_networks_input_and_evaluation_has_the_centre(make_settings, data_dir):
+    """TLlib and everyone else: RandomResizedCrop(224) in training, Resize(256) and CenterCrop(224) in evaluation."""
+    centre = {'model.resolution': 4, 'model.crop': 0.5}
+    trainer, batch, views = random_crops(make_settings, data_dir, **centre)
+    *_, whole = random_crops(make_settings, data_dir, **{**centre, 'model.crop': 1.0})
+    *_, plain = random_crops(make_settings, data_dir, **centre, **{'data.weak.min_area': 0.0, 'data.weak.pad': 0})
+    for view in (LABELED, WEAK):
+        np.testing.assert_array_equal(views[view], whole[view])
+        x = np.float32(batch[view.stream]['images']) / 255
+        close(plain[view], 2 * x[:, 2:6, 2:6] - 1)
+        close(trainer.model.preprocess(x), plain[view])
+
+
 def test_domain_batch_norm_sees_both_streams_whatever_the_losses_read(make_settings, data_dir):
     def views(methods, batch_norm):
         settings = make_settings('dann', f'methods={methods}', **{**SMALL, 'model.batch_norm': batch_norm})
@@ -500,6 +549,37 @@ def test_features_are_those_of_the_bottleneck(narrow, train):
         close(again['logits'], found['logits'], atol=1e-5)
 
 
+def test_a_bottleneck_of_dense_layer_relu_and_dropout_is_what_every_loss_sees(narrow):
+    """TLlib's DAN: the maximum mean discrepancy is of features half of which are dropped, the classifier's own."""
+    _, variables = narrow
+    model = models.create(
+        'wide_resnet',
+        4,
+        {'rotation': (4,)},
+        blocks=(1,),
+        width=1,
+        bottleneck_width=5,
+        bottleneck_norm=False,
+        dropout=0.5,
+    )
+    x, keys = random(40, 8, 8, 3), jax.random.split(jax.random.key(0), 40)
+    plain = models.create('wide_resnet', 4, blocks=(1,), width=1)
+    params, head = variables['params'], {'kernel': jnp.zeros((16, 4)), 'bias': jnp.zeros(4)}
+    apply = functools.partial(jax.jit, static_argnums=2)
+    below, _ = apply(plain.apply)({**variables, 'params': {**params, 'head': head}}, x, True)
+    dense = np.float64(below['features']) @ params['bottleneck']['kernel'] + params['bottleneck']['bias']
+    expected = np.maximum(dense, 0)
+    found, _ = apply(model.apply)(variables, x, True, keys=keys)
+    kept = np.asarray(found['features']) > 0
+    assert (expected[kept] > 0).all()
+    assert 0.3 < kept[expected > 1e-3].mean() < 0.7
+    close(found['features'], np.where(kept, 2 * expected, 0), rtol=1e-3, atol=1e-3)
+    for name, layer in (('logits', 'head'), ('rotation', 'head_rotation1')):
+        close(found[name], found['features'] @ params[layer]['kernel'] + params[layer]['bias'], rtol=1e-3, atol=1e-3)
+    evaluated, _ = apply(model.apply)(variables, x, False)
+    assert (np.asarray(evaluated['features']) > 0).mean() > kept.mean() + 0.1
+
+
 def test_the_bottleneck_learns_at_the_rate_of_its_rule(narrow):
     model, variables = narrow
     depths = {layer: about.depth for layer, about in model.layers.items()}
@@ -524,5 +604,6 @@ def test_every_network_can_have_a_bottleneck_and_is_the_same_below_it(name):
     assert not any(layer.startswith('bottleneck') for layer in plain)
     assert narrow['head']['kernel'] == (6, 7)
     assert narrow['bottleneck']['kernel'] == (plain['head']['kernel'][0], 6)
+    assert set(layers_of(bottleneck_width=6, bottleneck_norm=False)) == set(narrow) - {'bottleneck_norm'}
     above = {'head', 'bottleneck', 'bottleneck_norm'}
     assert {k: v for k, v in narrow.items() if k not in above} == {k: v for k, v in plain.items() if k not in above}

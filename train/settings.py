@@ -47,6 +47,7 @@ class Data:
     weak: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of data.augment.Weak
     strong: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of data.augment.Strong, beside those of weak
     rotated: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of Rotated, beside those of weak
+    unlabeled_min_area: float = 0.0  # min_area of unlabeled images' crops; 0: weak.min_area, that of all
 
     def __post_init__(self):
         if self.labels < -1 or self.labels == 0:
@@ -55,6 +56,9 @@ class Data:
         check_range('data.label_seed', self.label_seed, -1)
         check_range('data.validation', self.validation, 0)
         check_range('data.image_size', self.image_size, 0)
+        check_range('data.unlabeled_min_area', self.unlabeled_min_area, 0, 1)
+        if self.unlabeled_min_area and not self.weak.get('min_area'):
+            raise UserError('data.unlabeled_min_area is for random crops: set data.weak.min_area, too.')
         if not self.std or not min(self.std) > 0 or len(self.mean) != len(self.std):
             raise UserError(f'data.mean {self.mean} and data.std {self.std} need one value a channel, std above 0.')
         if self.protocol not in PROTOCOLS:
@@ -202,7 +206,8 @@ def idle(settings: Settings) -> dict[str, str]:
 
     add(not data.target, 'without a data.target', 'data.target_split')
     unread = 'unlabeled' not in streams
-    add(unread, 'as no method reads unlabeled images', 'data.unlabeled_ratio', 'data.unlabeled_split')
+    unlabeled = ('ratio', 'split', 'min_area')
+    add(unread, 'as no method reads unlabeled images', *(f'data.unlabeled_{name}' for name in unlabeled))
     for augmentation in ('strong', 'rotated'):
         add(augmentation not in augmentations, f'as no method reads {augmentation} images', f'data.{augmentation}')
     add(data.cache_features, 'with data.cache_features', 'data.weak', 'data.strong', 'data.rotated')

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import models
-from methods.base import Loss
+from methods.base import DataSpec, Loss
 from train import losses, optimizer
 from train.trainer import Batch, Metrics, Trainer, TrainState, stream_key
 from train.views import make_views
@@ -35,7 +35,11 @@ def init(trainer: Trainer, batch: Batch) -> TrainState:
 @functools.partial(jax.jit, static_argnums=0)
 def _first(trainer: Trainer, variables: models.Variables) -> TrainState:
     settings = trainer.settings
-    data = dataclasses.replace(trainer.data, variables=variables)
+
+    def data(method: str) -> DataSpec:
+        key = stream_key(settings.seed, f'methods.{method}.state', 0)
+        return dataclasses.replace(trainer.data, variables=variables, key=key)
+
     state = TrainState(
         seed=jnp.int32(settings.seed),
         step=jnp.int32(0),
@@ -43,7 +47,7 @@ def _first(trainer: Trainer, variables: models.Variables) -> TrainState:
         batch_stats=variables['batch_stats'],
         ema_params=variables['params'],
         opt_state=optimizer.create(settings.optimizer).init(optimizer.select(variables['params'], trainer.layer_rates)),
-        methods={name: method.init_state(data) for name, method in trainer.methods.items()},
+        methods={name: method.init_state(data(name)) for name, method in trainer.methods.items()},
         metrics=_NOTHING,
     )
     return jax.tree.map(jnp.copy, state)  # a step takes over (donates) every array, which it can do once only

@@ -1,5 +1,6 @@
 """The views of a step: every stream's images, augmented on the device and preprocessed."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -13,6 +14,11 @@ def make_views(trainer: Trainer, state: TrainState, batch: Batch) -> dict[View, 
     """Augments and preprocesses every view that the methods ask for. Returns {view: float32 `[n, H, W, C]`}."""
     if trainer.settings.data.cache_features:
         return {view: batch[view.stream]['images'].astype(jnp.float32) for view in trainer.views}
+    data, preprocess = trainer.settings.data, trainer.model.preprocess
+    if data.weak.get('min_area'):
+        preprocess = dataclasses.replace(
+            preprocess, crop=1.0
+        )  # A random crop is seen whole; evaluation has the centre.
     made: dict[View, jax.Array] = {}
     for name, augmentation in trainer.augmentations.items():
         views = [view for view in trainer.views if view.augmentation == name]
@@ -21,11 +27,17 @@ def make_views(trainer: Trainer, state: TrainState, batch: Batch) -> dict[View, 
         # All views of an augmentation at once: it is compiled once, and one pass over more images is faster.
         images = [batch[view.stream]['images'] for view in views]
         keys = [stream_key(state.seed, str(view), state.step) for view in views]
-        draws = [augmentation.draw(key, x.shape) for key, x in zip(keys, images, strict=True)]
+        unlabeled = augmentation
+        if data.unlabeled_min_area:
+            unlabeled = dataclasses.replace(augmentation, min_area=data.unlabeled_min_area)
+        draws = [
+            (unlabeled if view.stream == 'unlabeled' else augmentation).draw(key, x.shape)
+            for view, key, x in zip(views, keys, images, strict=True)
+        ]
         draws = jax.tree.map(lambda *x: concatenate(x), *draws)
         augmented = _on_every_device(augmentation.apply)(draws, concatenate(images))
         copies = len(augmented) // sum(map(len, images))
-        parts = split(trainer.model.preprocess(augmented), [copies * len(x) for x in images])
+        parts = split(preprocess(augmented), [copies * len(x) for x in images])
         made |= dict(zip(views, parts, strict=True))
     return {view: made[view] for view in trainer.views}
 
