@@ -15,7 +15,7 @@ from models import pretrained
 from models.efficientnet import EfficientNetLite0
 from models.lenet import DTN, LeNet
 from models.mlp import MLP
-from models.network import HEAD, Network
+from models.network import BOTTLENECK, HEAD, Network
 from models.preprocess import Preprocessing
 from models.pretrained import Weights
 from models.resnet import BiT, ResNet
@@ -130,7 +130,8 @@ class Model:
         variables = self._random(key, jax.eval_shape(self.preprocess, jnp.zeros((1, *image_shape))).shape)
         if self.weights is None:
             return variables
-        return pretrained.fill(type(self.network.backbone).__name__, variables, self.weights)
+        above = {name for name, layer in self.layers.items() if layer.head} | {*BOTTLENECK}
+        return pretrained.fill(type(self.network.backbone).__name__, variables, self.weights, above)
 
     def _random(self, key: jax.Array, shape: tuple[int, ...]) -> Variables:
         # On a CPU XLA takes seconds to optimise what is run once; within a trace it is not asked.
@@ -218,7 +219,8 @@ class Model:
             elif layer.drops and keys is not None and layer.depth in trained:
                 given[name] = {'keys': keys}
         collections['given'] = _nested(given)
-        outputs, updated = self.network.apply(collections, images, True, mutable=['batch_stats', 'moments'])
+        rngs = None if keys is None else {'dropout': keys[0]}  # of Flax's own layers
+        outputs, updated = self.network.apply(collections, images, True, rngs=rngs, mutable=['batch_stats', 'moments'])
         batch_stats = variables['batch_stats'] | _by_layer(updated.get('batch_stats', {}))
         return outputs, batch_stats, _by_layer(updated.get('moments', {}))
 
@@ -241,23 +243,39 @@ class Model:
 
         tree = jax.eval_shape(init)
         norms, drops = (_by_layer(tree.get(collection, {})) for collection in ('batch_stats', 'drops'))
-        backbone = self.network.backbone
-        above = [name for name in created if name.startswith(HEAD)]
-        blocks = [(name,) for name in created if name not in above and not name.startswith('bottleneck')]
-        if hasattr(backbone, 'order'):
-            blocks = backbone.order()
-        blocks = [*blocks, *[('bottleneck',)] * (self.network.bottleneck_width > 0), (HEAD,)]
-
-        def depth(name: str) -> int:
-            return next(i for i, prefixes in enumerate(blocks) if name.startswith(tuple(prefixes)))
-
+        heads = self.network.head_names()
+        above = {*BOTTLENECK, *heads}
+        depths = _depths(self.network.backbone, *([n for n in names if n not in above] for names in (created, drops)))
+        top = max(depths.values()) + 1
+        depths |= dict.fromkeys(BOTTLENECK, top)
+        top += self.network.bottleneck_width > 0
         layers = {
-            name: Layer(name.startswith(HEAD), depth(name), name in norms, name in drops) for name in (*created, *drops)
+            name: Layer(name in heads, depths.get(name, top), name in norms, name in drops)
+            for name in (*created, *drops)
         }
         for name, mlp in self.mlps.items():
             own = jax.eval_shape(functools.partial(mlp.init, name=name, features=1, num_classes=1), jax.random.key(0))
-            layers |= dict.fromkeys(own, Layer(True, len(blocks) - 1))
+            layers |= dict.fromkeys(own, Layer(True, top))
         return layers
+
+
+def _depths(backbone: nn.Module, layers: list[str], drops: list[str]) -> dict[str, int]:
+    """Returns {layer of a backbone: number of its block}.
+
+    Without `order()` each layer is a block, and those without parameters that drop units are in the last one.
+
+    Raises:
+        UserError: `order()` leaves out a layer.
+    """
+    if not hasattr(backbone, 'order'):
+        return {name: i for i, name in enumerate(layers)} | dict.fromkeys(drops, len(layers) - 1)
+    depths = {}
+    for name in (*layers, *drops):
+        numbers = [i for i, prefixes in enumerate(backbone.order()) if name.startswith(tuple(prefixes))]
+        if not numbers:
+            raise UserError(f'{type(backbone).__name__}.order() leaves out the layer {name}: add it to a block.')
+        depths[name] = numbers[0]
+    return depths
 
 
 def _by_layer(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,13 @@ import jax
 
 from models.layers import BatchNorm, Dense, Dropout
 
-HEAD = 'head'  # with which the names of the layers on top of the features begin
+HEAD = 'head'  # the classifier's name, with which those of the other heads begin
+BOTTLENECK = ('bottleneck', 'bottleneck_norm')
+
+
+def is_head(layer: str) -> bool:
+    """Returns whether a layer of a run's network is a head."""
+    return layer == HEAD or layer.startswith(f'{HEAD}_')
 
 
 class Network(nn.Module):
@@ -44,9 +50,9 @@ class Network(nn.Module):
         if images.ndim > 2:
             outputs = self.backbone(images, train)
             if self.bottleneck_width:
-                x = Dense(self.bottleneck_width, name='bottleneck')(outputs['features'])
+                x = Dense(self.bottleneck_width, name=BOTTLENECK[0])(outputs['features'])
                 if self.bottleneck_norm:
-                    x = BatchNorm(0.9, 1e-5, name='bottleneck_norm')(x, train)
+                    x = BatchNorm(0.9, 1e-5, name=BOTTLENECK[1])(x, train)
                 outputs['features'] = nn.relu(x)
         features = Dropout(self.dropout, name=f'{HEAD}_dropout')(outputs['features'], train)
         if self.bottleneck_width:
@@ -60,3 +66,8 @@ class Network(nn.Module):
                 x = Dense(width or features.shape[-1], name=f'{HEAD}_{head}{i + 1}')(x)
             outputs[head] = x
         return outputs
+
+    def head_names(self) -> set[str]:
+        """Names of the layers on top of the features."""
+        layers = (f'{HEAD}_{head}{i + 1}' for head, widths in self.heads.items() for i in range(len(widths)))
+        return {HEAD, f'{HEAD}_dropout', *layers}

@@ -6,13 +6,14 @@ and what its groups make of it in the file.
 
 import dataclasses
 import re
+from collections.abc import Set
 from typing import Any
 
 import numpy as np
 
 from errors import UserError
 from models import files
-from models.network import HEAD
+from models.network import HEAD, is_head
 from models.preprocess import Preprocessing
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation
@@ -88,15 +89,21 @@ def load(source: str) -> Weights:
     return Weights(tensors, kind, record, located.preprocessing or {})
 
 
-def fill(kind: str, variables: dict, weights: Weights) -> dict:
+def fill(kind: str, variables: dict, weights: Weights, above: Set[str]) -> dict:
     """Returns variables with the values of weights.
 
-    The first convolution adapts to gray images by the sum of its filters over the colours. The classifier and the
-    heads keep their own values where the weights have none of that shape, and the classifier is zero then, so that
+    The first convolution adapts to gray images by the sum of its filters over the colours. Layers on top of the
+    backbone keep their own values where the weights have none of that shape, and the classifier is zero then, so that
     training begins with what the features say and not with noise (as in BiT and VTAB).
 
-    kind: name of the network's class, the key of NAMES.
-    Raises UserError that lists every tensor that is missing, unexpected or of another shape.
+    Args:
+        kind: Name of the network's class, the key of NAMES.
+        variables: Of the network.
+        weights: To fill them with.
+        above: Names of the layers on top of the backbone.
+
+    Raises:
+        UserError: Lists every tensor that is missing, unexpected or of another shape.
     """
     left = {name for name in weights.tensors if not name.endswith('num_batches_tracked')}
     missing, misshapen = [], []
@@ -115,7 +122,7 @@ def fill(kind: str, variables: dict, weights: Weights) -> dict:
             tensor = tensor.sum(2, keepdims=True)
         if tensor is not None and tensor.shape == own.shape:
             return np.asarray(tensor, np.float32)
-        if layer.startswith(HEAD) or layer.startswith('bottleneck'):
+        if layer in above:
             return np.zeros(own.shape, np.float32) if layer == HEAD else own
         if tensor is None:
             missing.append(name)
@@ -130,7 +137,7 @@ def fill(kind: str, variables: dict, weights: Weights) -> dict:
         }
         for collection, layers in variables.items()
     }
-    unexpected = [name for name in left if not (weights.format == 'own' and name.split('/')[1].startswith(HEAD))]
+    unexpected = [name for name in left if not (weights.format == 'own' and is_head(name.split('/')[1]))]
     if missing or unexpected or misshapen:
         parts = {'missing': missing, 'unexpected': unexpected, 'of another shape': misshapen}
         found = '; '.join(f'{len(names)} {what}: {", ".join(sorted(names))}' for what, names in parts.items() if names)
@@ -147,5 +154,5 @@ def name_in_file(form: str, kind: str, collection: str, layer: str, leaf: str) -
     match, make = next((m, make) for p, make in NAMES[kind, form] if (m := re.fullmatch(p, layer)))
     name = make(*(int(part) if part.isdigit() else part for part in match.groups()))
     if form == 'npz':
-        return f'{name}/' + {'scale': 'gamma', 'bias': 'bias' if layer.startswith(HEAD) else 'beta'}.get(leaf, leaf)
+        return f'{name}/' + {'scale': 'gamma', 'bias': 'bias' if layer == HEAD else 'beta'}.get(leaf, leaf)
     return f'{name}.{_TORCH[leaf]}'

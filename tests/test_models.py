@@ -272,6 +272,57 @@ def test_every_network_takes_gray_and_color_and_names_what_it_computes(name, cha
     assert all(about.head == (about.depth == max(depths)) for about in model.layers.values())
 
 
+class Foreign(nn.Module):
+    """A network as others write it: names of Flax's own making and some that look like ours, Flax's own dropout."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.Conv(4, (3, 3), name='header_conv')(images)
+        for _ in range(11):
+            x = nn.relu(nn.Conv(4, (3, 3))(x))
+        x = nn.Dropout(0.5, deterministic=not train)(layers.BatchNorm(0.9, 1e-5, name='bottleneck1')(x, train))
+        return {'map': x, 'features': x.mean((1, 2))}
+
+
+class Ordered(Foreign):
+    def order(self):
+        return [('header_conv', 'bottleneck1')]
+
+
+@pytest.fixture
+def foreign(monkeypatch):
+    monkeypatch.setitem(models.MODELS, 'foreign', (Foreign, {}))
+    monkeypatch.setitem(models.MODELS, 'ordered', (Ordered, {}))
+
+
+@pytest.mark.usefixtures('foreign')
+def test_layers_of_someone_elses_network_are_told_by_their_whole_names():
+    model = models.create('foreign', 3, heads={'projection': (4, 2)}, bottleneck_width=5)
+    backbone = ['header_conv', *(f'Conv_{i}' for i in range(11)), 'bottleneck1']
+    depths = {name: i for i, name in enumerate(backbone)} | {'bottleneck': 13, 'bottleneck_norm': 13}
+    heads = {'head', 'head_projection1', 'head_projection2'}
+    found = model.layers
+    assert {name for name, layer in found.items() if layer.head and not layer.drops} == heads
+    assert {name: found[name].depth for name in depths} == depths
+    assert {found[name].depth for name in heads} == {14}
+    with pytest.raises(UserError, match=r'Ordered.order\(\) leaves out the layer Conv_0'):
+        _ = models.create('ordered', 3).layers
+
+
+@pytest.mark.usefixtures('foreign')
+def test_someone_elses_network_trains_with_batch_norm_and_flaxs_own_dropout():
+    model = models.create('foreign', 3)
+    variables = model.init(jax.random.key(0), (8, 8, 3))
+    images, beside = random(4, 8, 8, 3), random(6, 8, 8, 3)
+    keys = [jax.random.split(jax.random.key(seed), 6) for seed in range(3)]
+    outputs, beside_outputs, batch_stats = jax.jit(model.apply_beside)(
+        variables, models.Batch(images, keys[0][:4]), models.Batch(beside, keys[1])
+    )
+    assert 0.3 < np.mean(np.asarray(outputs['map']) == 0) < 0.7
+    assert beside_outputs['logits'].shape == (6, 3)
+    assert np.any(batch_stats['bottleneck1']['mean'] != variables['batch_stats']['bottleneck1']['mean'])
+
+
 @pytest.mark.parametrize('settings', [{}, {'bottleneck_width': 5}])
 def test_a_head_of_width_0_is_as_wide_as_the_features(settings):
     model = models.create('wide_resnet', 7, {'projection': (0, 6)}, blocks=(1,), width=2, **settings)

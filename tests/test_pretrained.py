@@ -52,9 +52,8 @@ def load(ours, weights, num_classes=1000, channels=3):
     """Returns a model and its variables, of which all are the weights' or zero: random ones take long to compile."""
     model = models.create(ours.removesuffix('.npz'), num_classes, weights=weights)
     init = functools.partial(dataclasses.replace(model, weights=None).init, image_shape=(64, 64, channels))
-    return model, pretrained.fill(
-        type(model.network.backbone).__name__, jax.eval_shape(init, jax.random.key(0)), weights
-    )
+    kind = type(model.network.backbone).__name__
+    return model, pretrained.fill(kind, jax.eval_shape(init, jax.random.key(0)), weights, {'head'})
 
 
 def apply(model, variables, images, train=False):
@@ -95,7 +94,8 @@ def test_deeper_networks_take_every_tensor(ours, theirs):
     weights = pretrained.Weights(shapes, 'npz' if theirs.endswith('.npz') else 'torch', {'source': theirs}, {})
     model = models.create(ours.removesuffix('.npz'), 1000)
     variables = jax.eval_shape(lambda key: model.init(key, (64, 64, 3)), jax.random.key(0))
-    pretrained.fill(type(model.network.backbone).__name__, variables, weights)  # raises where one is left or missing
+    kind = type(model.network.backbone).__name__
+    pretrained.fill(kind, variables, weights, {'head'})  # raises where a tensor is left or missing
     size = sum(np.prod(shape) for name, shape in KEYS[theirs].items() if 'running' not in name)
     assert sum(x.size for x in jax.tree.leaves(variables['params'])) == size
 
