@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 
 T = TypeVar('T')
 
+# Fields of methods and networks with these names are shares or probabilities.
+SHARES = {'threshold', 'contrast_threshold', 'decay', 'ramp', 'warm_up', 'label_smoothing', 'bn_momentum', 'crop'}
+
 
 class UserError(Exception):
     """A mistake outside the code (a setting, a missing file, a full disk), with what to do about it.
@@ -38,8 +41,8 @@ def first_line(error: Exception) -> str:
 
 
 def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
-    """Raises UserError unless low <= value <= high."""
-    if not low <= value <= high:  # also for NaN
+    """Raises UserError unless the value is finite and low <= value <= high."""
+    if not low <= value <= high or value == math.inf:  # also for NaN
         limits = f'at least {low}' if high == math.inf else f'from {low} to {high}'
         raise UserError(f'{name} must be {limits}, not {value}.')
 
@@ -90,3 +93,26 @@ def _check_elements(name: str, value: Any, kind: Any) -> None:
     allowed = (int, float) if element is float else element
     if not isinstance(value, tuple) or not all(isinstance(v, allowed) for v in value):
         raise UserError(f'The {name} must be a tuple of {element.__name__}, such as "(1,2)", not {value!r}.')
+
+
+def check_numbers(kind: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Checks the fields of a method or of a network for numbers that none of them can be.
+
+    A share is at most 1, a count at least 1 where its default is, and every other number 0 or more and finite.
+
+    Args:
+        kind: What the fields are called in errors.
+        values: {field: value}.
+        defaults: {field: default}.
+
+    Raises:
+        UserError: A number is impossible.
+    """
+    for name, value in values.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, (int, float)) and not isinstance(number, bool):
+                default = defaults[name]
+                is_count = isinstance(number, int) and (
+                    isinstance(default, tuple) or (type(default) is int and default)
+                )
+                check_range(f'{kind}.{name}', number, 1 if is_count else 0, 1 if name in SHARES else math.inf)

@@ -144,16 +144,18 @@ def from_manifest(path: str | os.PathLike, name: str, labels: np.ndarray, images
 
 
 def _balanced(total: int, have: np.ndarray, what: str) -> np.ndarray:
-    each, left_over = divmod(total, len(have))
+    per_class, left_over = divmod(total, len(have))
     if left_over:
         raise UserError(
             f'{total} {what} cannot be shared equally by {len(have)} classes: use a multiple of it, '
             "or the protocol 'proportional'."
         )
     for c, n in enumerate(have):
-        if n < each:
-            raise UserError(f'{total} balanced {what} need {each} of class {c}, which has {n}.')
-    return np.full(len(have), each)
+        if n < per_class:
+            raise UserError(
+                f"{total} balanced {what} need {per_class} of class {c}, which has {n}: use the protocol 'proportional'."
+            )
+    return np.full(len(have), per_class)
 
 
 def _proportional(total: int, have: np.ndarray, what: str) -> np.ndarray:

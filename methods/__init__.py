@@ -15,17 +15,31 @@ def names() -> list[str]:
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """Returns {hyper-parameter: default} of a method. Raises UserError for a name that does not exist."""
+    """Returns {hyper-parameter: default} of a method.
+
+    Raises:
+        UserError: There is no such method.
+    """
     return errors.defaults(_class(name))
 
 
 def create(name: str, hyperparameters: Mapping[str, Any]) -> Method:
-    """Returns the method called `name`. Raises UserError for a name or hyper-parameter that does not exist."""
-    return errors.build(_class(name), f'hyper-parameter of {name}', hyperparameters)
+    """Returns the method called `name`.
+
+    Raises:
+        UserError: There is no such method or hyper-parameter, or a value is impossible.
+    """
+    method = errors.build(_class(name), f'hyper-parameter of {name}', hyperparameters)
+    errors.check_numbers(f'methods.{name}', vars(method), defaults(name))
+    return method
 
 
 def _class(name: str) -> type[Method]:
-    """Returns the method's class. Raises UserError for a name that does not exist."""
+    """Returns the method's class.
+
+    Raises:
+        UserError: There is no such method.
+    """
     if name not in names():
         raise errors.unknown('method', name, names())
     module = importlib.import_module(f'methods.{name}')

@@ -50,8 +50,8 @@ class FreeMatch(Method):
         p_strong = weights @ jax.nn.softmax(strong)
         histogram = weights @ jax.nn.one_hot(strong.argmax(-1), num_classes)
         expected = normalise(state['p'] * _inverse(state['histogram']))
-        found = normalise(p_strong * _inverse(histogram))  # a common factor cancels
-        fairness = jnp.where(any_passes, jnp.sum(expected * jnp.log(found + 1e-12)), 0)
+        observed = normalise(p_strong * _inverse(histogram))  # a common factor cancels
+        fairness = jnp.where(any_passes, jnp.sum(expected * jnp.log(observed + 1e-12)), 0)
         total = self.weight * loss + self.fairness_weight * fairness
         metrics = {'loss': loss, 'loss_fairness': fairness, 'threshold': state['confidence']}
         return Loss(total, state, metrics, guess)

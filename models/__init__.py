@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from errors import UserError, build, unknown
+from errors import UserError, build, check_numbers, unknown
 from models import pretrained
 from models.efficientnet import EfficientNetLite0
 from models.lenet import DTN, LeNet
@@ -127,18 +127,26 @@ class Model:
         Raises:
             UserError: Pretrained weights do not fit.
         """
-        variables = self._random(key, jax.eval_shape(self.preprocess, jnp.zeros((1, *image_shape))).shape)
+        shape = jax.eval_shape(self.preprocess, jnp.zeros((1, *image_shape))).shape
+        random = functools.partial(self._random, shape=shape)
+        # On a CPU, XLA's optimisation takes seconds and this runs once. Options are not allowed within a trace.
+        alone = jax.default_backend() == 'cpu' and not isinstance(key, jax.core.Tracer)
+        options = {'xla_backend_optimization_level': 0} if alone else None
+        jit = functools.partial(jax.jit, compiler_options=options)
         if self.weights is None:
-            return variables
+            return jit(random)(key)
+        # Only the layers on top of the backbone are drawn; the others come from the weights.
         above = {name for name, layer in self.layers.items() if layer.head} | {*BOTTLENECK}
+
+        def on_top(key):
+            return {c: {n: layers[n] for n in layers if n in above} for c, layers in random(key).items()}
+
+        drawn, shapes = jit(on_top)(key), jax.eval_shape(random, key)
+        variables = {collection: {**layers, **drawn[collection]} for collection, layers in shapes.items()}
         return pretrained.fill(type(self.network.backbone).__name__, variables, self.weights, above)
 
     def _random(self, key: jax.Array, shape: tuple[int, ...]) -> Variables:
-        # On a CPU XLA takes seconds to optimise what is run once; within a trace it is not asked.
-        alone = jax.default_backend() == 'cpu' and not isinstance(key, jax.core.Tracer)
-        options = {'xla_backend_optimization_level': 0} if alone else None
-        init = jax.jit(lambda key: self.network.init(key, jnp.zeros(shape), train=False), compiler_options=options)
-        tree = init(key)
+        tree = self.network.init(key, jnp.zeros(shape), train=False)
         variables: Variables = {'batch_stats': {}} | {
             collection: _by_layer(layers) for collection, layers in tree.items()
         }
@@ -346,6 +354,7 @@ def create(
     values, own = differing | chosen, {field.name for field in dataclasses.fields(Common)}
     common = build(Common, f'setting of model {name}', {key: value for key, value in values.items() if key in own})
     fields = {key: value for key, value in values.items() if key not in own}
+    check_numbers('model', values, settings(name))
     backbone = build(kind, f'setting of model {name}', fields)
     if not 0 <= getattr(backbone, 'drop_path', 0) < 1:
         raise UserError('model.drop_path is a probability, from 0 to less than 1.')

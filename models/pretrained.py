@@ -79,7 +79,7 @@ class Weights:
 
 
 def load(source: str) -> Weights:
-    """Reads what `model.pretrained` names. Raises UserError where it is not found or cannot be read."""
+    """Reads what `model.pretrained` names. Raises UserError where it is not problems or cannot be read."""
     located = files.locate(source)
     tensors = files.read(located.path)
     record = {'source': source, 'file': located.path.name, 'sha256': files.sha256(located.path)}
@@ -140,8 +140,10 @@ def fill(kind: str, variables: dict, weights: Weights, above: Set[str]) -> dict:
     unexpected = [name for name in left if not (weights.format == 'own' and is_head(name.split('/')[1]))]
     if missing or unexpected or misshapen:
         parts = {'missing': missing, 'unexpected': unexpected, 'of another shape': misshapen}
-        found = '; '.join(f'{len(names)} {what}: {", ".join(sorted(names))}' for what, names in parts.items() if names)
-        raise UserError(f"model.pretrained='{weights.record['source']}' does not fit the network ({found}).")
+        problems = '; '.join(
+            f'{len(names)} {what}: {", ".join(sorted(names))}' for what, names in parts.items() if names
+        )
+        raise UserError(f"model.pretrained='{weights.record['source']}' does not fit the network ({problems}).")
     return filled
 
 

@@ -23,8 +23,8 @@ from errors import UserError
 from train import checkpoint, diagnostics, evaluation, log, run_folder
 from train import run as run_lib
 from train.run_folder import RunFolder
-from train.step import Metrics
 from train.streams import Streams
+from train.trainer import Metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 TIMES = {'seconds', 'images_per_second'}  # what may differ between equal runs

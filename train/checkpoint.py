@@ -14,7 +14,7 @@ from orbax.checkpoint import v1 as ocp
 
 from errors import UserError, first_line
 from models import pretrained
-from train.step import TrainState
+from train.trainer import TrainState
 
 
 class Checkpoints(contextlib.AbstractContextManager):

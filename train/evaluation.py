@@ -17,8 +17,8 @@ from train import mesh as mesh_lib
 from train import selection
 from train import step as step_lib
 from train.settings import Transfer
-from train.step import Trainer, TrainState
 from train.streams import Streams
+from train.trainer import Trainer, TrainState
 
 PIXELS = 512 * 64 * 64  # of a batch; fewer images where they are large
 

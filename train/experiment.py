@@ -3,7 +3,6 @@
 import pathlib
 from typing import Any
 
-import methods
 from train import run as run_lib
 from train import run_folder, transfer
 from train.settings import Settings
@@ -24,8 +23,7 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
         UserError: For what the user can mend.
         train.loop.Interrupted: After SIGTERM or Ctrl-C.
     """
-    if settings.transfer.labels:
-        methods.create(settings.transfer.method, {})  # a wrong name is an error before training, not after
+    transfer.check(settings, data_dir)  # an error before training, not after
     result = run_lib.run(settings, workdir, data_dir)
     if settings.transfer.labels and 'transfer' not in result:
         result['transfer'] = transfer.report(settings, workdir, data_dir)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from errors import UserError
 from train import diagnostics
 from train.run_folder import RunFolder
-from train.step import Metrics, Trainer
+from train.trainer import Metrics, Trainer
 
 LINE_SECONDS = 15  # at least, between two lines of progress in a log file
 

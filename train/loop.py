@@ -14,8 +14,8 @@ from train import step as step_lib
 from train.checkpoint import Checkpoints
 from train.log import Log
 from train.run_folder import RunFolder
-from train.step import Trainer, TrainState
 from train.streams import Streams
+from train.trainer import Trainer, TrainState
 
 
 class Interrupted(Exception):

@@ -10,8 +10,8 @@ import jax
 
 from train import provenance, selection
 from train.run_folder import RunFolder
-from train.step import Trainer, TrainState
 from train.streams import Streams
+from train.trainer import Trainer, TrainState
 
 
 def summarise(trainer: Trainer, streams: Streams, folder: RunFolder, state: TrainState, devices: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import jax
+from absl import logging
 
 from errors import UserError
 from models import pretrained
@@ -13,8 +14,8 @@ from train import mesh as mesh_lib
 from train import step as step_lib
 from train.run_folder import RunFolder
 from train.settings import Settings
-from train.step import Trainer
 from train.streams import Streams
+from train.trainer import Trainer
 
 
 def prepare(settings: Settings, data_dir: str | None = None) -> tuple[Trainer, Streams]:
@@ -59,11 +60,13 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
     with jax.set_mesh(mesh):
         # Before anything is written.
         step_lib.check(trainer, mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, settings.seed, 0)))
-        with RunFolder(workdir, settings, _identity(trainer)) as folder:
+        with RunFolder(workdir, settings, {**_identity(trainer), 'devices': mesh.size}) as folder:
             if (finished := folder.read_json('result.json')) is not None:
                 print(f'{workdir} holds this very run, finished.')
                 return finished
             _begin(trainer, streams, folder)
+            if (begun := folder.read_json('config.json').get('devices', mesh.size)) != mesh.size:
+                logging.warning('Begun on %d devices, continued on %d: equal but for rounding.', begun, mesh.size)
             if settings.data.cache_features:
                 streams = evaluation.features(trainer, streams, mesh)
             state = loop.train(trainer, streams, folder, mesh)

@@ -116,6 +116,8 @@ class Transfer:
     learning_rate: float = 0.03
 
     def __post_init__(self):
+        if self.method not in methods.names():
+            raise unknown('transfer.method', self.method, methods.names())
         if self.metric not in METRICS:
             raise unknown('transfer.metric', self.metric, METRICS)
         if not self.k >= 1 or not self.temperature >= 0:
@@ -214,7 +216,9 @@ def idle(settings: Settings) -> dict[str, str]:
     add(bool(data.weak.get('min_area')), 'with data.weak.min_area', 'data.weak.pad')
     add(data.strong.get('protocol') == 'torchssl', 'with torchssl', 'data.strong.translate', 'data.strong.cutout')
     add(data.labels == -1 and not settings.transfer.labels, 'with data.labels=-1', 'data.label_protocol')
-    add(bool(data.manifest), 'with a data.manifest', 'data.label_seed')
+    add(bool(data.manifest), 'with a data.manifest', 'data.label_seed', 'data.label_protocol')
+    sized = settings.model.get('resolution') or settings.model.get('pretrained')
+    add(not sized, 'without a model.resolution', 'model.crop')
     schedule = settings.optimizer.schedule
     for name, used in {
         'cosine': ('cosine_cycles',),

@@ -11,8 +11,23 @@ from sklearn.preprocessing import StandardScaler
 from train import evaluation, run
 from train import mesh as mesh_lib
 from train.settings import Settings, Transfer
+from train.streams import Streams
 
 STARTS = ('random', 'pretrained')
+
+
+def check(settings: Settings, data_dir: str | None = None) -> None:
+    """Looks for what would end the evaluation of features in an error.
+
+    Args:
+        settings: Settings of the run.
+        data_dir: Folder of prepared data sets; tfds' own by default.
+
+    Raises:
+        UserError: The data set has not the labels that `transfer.labels` asks for.
+    """
+    for labels in settings.transfer.labels:
+        Streams.load(finetuning(settings, labels, ''), data_dir)
 
 
 def report(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) -> list[dict]:
