@@ -10,4 +10,8 @@ with 40, 250, 4000 labels. No paper-scale run of this code has been made yet.
 
 from configs import common
 
-get_config = common.semi_supervised('supervised', 'comatch')
+get_config = common.semi_supervised(
+    'supervised',
+    'comatch',
+    by_data={'stl10': {'methods.comatch.contrast_weight': 5.0}},  # as in USB; the official code is without STL-10
+)

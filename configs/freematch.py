@@ -10,4 +10,9 @@ with 40, 250, 4000 labels. No paper-scale run of this code has been made yet.
 
 from configs import common
 
-get_config = common.semi_supervised('supervised', 'freematch', small={'methods.freematch.decay': 0.99})
+get_config = common.semi_supervised(
+    'supervised',
+    'freematch',
+    small={'methods.freematch.decay': 0.99},
+    by_data={'svhn_cropped': {'methods.freematch.lowest': 0.9, 'methods.freematch.highest': 0.95}},
+)

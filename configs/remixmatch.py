@@ -11,4 +11,18 @@ yet.
 
 from configs import common
 
-get_config = common.semi_supervised('remixmatch', small={'methods.remixmatch.strong_views': 1}, paper=common.ONE_TO_ONE)
+get_config = common.semi_supervised(
+    'remixmatch',
+    small={'methods.remixmatch.strong_views': 1},
+    paper=common.ONE_TO_ONE,
+    # The scripts of the official code. They have no 40 labels of STL-10, and no CIFAR-100.
+    by_data={
+        'cifar10,labels=40': {
+            'methods.remixmatch.strong_views': 1,
+            'methods.remixmatch.rotation_weight': 2.0,
+            'methods.remixmatch.ramp': 1 / 8,
+        },
+        'svhn_cropped,labels=40': {'methods.remixmatch.strong_views': 1, 'methods.remixmatch.rotation_weight': 3.0},
+        'stl10': {'methods.remixmatch.strong_views': 4},
+    },
+)

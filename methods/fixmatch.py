@@ -20,7 +20,9 @@ class FixMatch(Method):
     statistics of their own, and evaluation uses those of the labeled and the weak ones.
 
     Its extensions: soft labels are q sharpened with a temperature above 0, and alignment is ReMixMatch's, by
-    the labels' class frequencies and a moving average of q over 128 batches; the threshold then looks at aligned q.
+    the labels' class frequencies and a moving average of q over the 128 batches before this one, uniform at first; the
+    threshold then looks at aligned q. The official code has no alignment for FixMatch: the average is that of its
+    ReMixMatch (PMovingAverage).
     """
 
     threshold: float = 0.95  # tau: confidence from which a pseudo-label is used

@@ -17,12 +17,15 @@ class FreeMatch(Method):
     L_f = -H(SumNorm(p / h), SumNorm(p_s / h_s)): p_s and h_s are mean prediction and histogram of classes of the
     strong views that pass the mask, h the moving average of the histogram of weak views. It is negative, and falls as
     the cross-entropy between the two grows; this sign is the paper's and the official code's (in TorchSSL and USB).
-    There 1 / h is 0 for a class that does not occur.
+    There 1 / h is 0 for a class that does not occur. On SVHN TorchSSL holds the thresholds tau(c) in [0.9, 0.95]
+    and USB tau below 0.95; configs/freematch.py does the former.
     """
 
     weight: float = 1.0  # w_u
     fairness_weight: float = 0.001  # w_f; USB's settings; 0.01 in its code's default and TorchSSL's CIFAR-10
     decay: float = 0.999  # lambda of the moving averages
+    lowest: float = 0.0  # threshold of a class
+    highest: float = 1.0  # threshold of a class
     statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
     def views(self) -> dict[View, str]:
@@ -42,7 +45,8 @@ class FreeMatch(Method):
             'p': ema(state['p'], q.mean(0), self.decay),
             'histogram': ema(state['histogram'], class_distribution(q.argmax(-1), num_classes), self.decay),
         }
-        guess = pseudo_labels(q, state['confidence'] * state['p'] / state['p'].max())
+        thresholds = state['confidence'] * state['p'] / state['p'].max()
+        guess = pseudo_labels(q, jnp.clip(thresholds, self.lowest, self.highest))
         loss = (guess.mask * cross_entropy(guess.labels, strong)).mean()
 
         any_passes = guess.mask.any()  # else the term is 0, and so has to be its gradient

@@ -16,9 +16,9 @@ class MixMatch(Method):
     L_X is the cross-entropy on mixed labeled images, L_U the squared difference, averaged over classes, on mixed
     unlabeled ones; a guess is the mean of K = 2 predictions. The mixed images pass the network as one batch, which
     gives the running statistics (the official code interleaves them into K + 1 batches, each of which is a sample of
-    all, and takes the statistics of the first). alpha and weight are the paper's for CIFAR-10 (weight
-    150 on CIFAR-100, 250 on SVHN, 50 on STL-10); TorchSSL and USB have 100, alpha 0.5 and one lambda for a
-    whole batch, and ramp up over 0.4 of training.
+    all, and takes the statistics of the first). alpha and weight are the paper's for CIFAR-10; configs/mixmatch.py has
+    its others. FixMatch's code has alpha 0.5 and weight 100; TorchSSL and USB, too (USB 150 on CIFAR-100), with one
+    lambda for a whole batch and a ramp over 0.4 of training.
     """
 
     temperature: float = 0.5

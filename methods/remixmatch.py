@@ -16,10 +16,12 @@ class ReMixMatch(Method):
 
     H(p, X') + weight ramp H(q, U') + anchor_weight ramp H(q, u_1) + rotation_weight H(r, rotated u_1), each a mean,
     where u_1 is the first strong view before mixing. Guesses come from the weak view, aligned with the class
-    frequencies of the labels by a moving average of the last `average` batches, then sharpened. All images with
-    gradient pass the network as one batch, which gives the running statistics. Strong views here are RandAugment's
-    (the paper: CTAugment). Official: 8 strong views; for 40 labels 1, a
-    rotation weight of 2 and a ramp of 1/8. TorchSSL, USB: 2 views.
+    frequencies of the labels by a moving average of the `average` batches before this one, then sharpened; the average
+    begins with as many uniform rows, as in the official code (PMovingAverage). That takes the frequencies of the labels
+    from a moving average of the labeled batches, with decay 0.999. All images with gradient pass the network as one
+    batch, which gives the running statistics. Strong views here are RandAugment's (the paper: CTAugment). K and the
+    weight of rotations are the official scripts' for 250 labels of CIFAR-10 and SVHN, and more; configs/remixmatch.py
+    has the others. TorchSSL, USB: K = 2.
     """
 
     temperature: float = 0.5

@@ -13,7 +13,7 @@ class UDA(Method):
     The mask looks at the prediction before it is sharpened. threshold and temperature are the paper's and the official
     code's for CIFAR-10; FixMatch's re-implementation has 0.95 and 1, and >= like this, where the official one has >.
     USB has a soft cross-entropy, whose gradient is the same. Training signal annealing, which drops easy labeled
-    examples, is left out as in both.
+    examples, is a setting of methods/supervised.py, off as in the official scripts for CIFAR-10 and SVHN.
     """
 
     threshold: float = 0.8

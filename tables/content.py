@@ -83,6 +83,7 @@ def _beside(table: Mapping[str, Any], paper: Mapping[str, Any]) -> Block:
     cells, keys = report.cells(table, table['shown']), report.compared(table, paper)
     flip, spread = bool(table['error']) != bool(paper['error']), False
     columns = [column for column in table['columns'] if column in {key[1] for key in keys}]
+    settings = paper.get('settings', {})  # which tables made before have none of
     rows: list[tuple[str, list[Text]]] = [(row, []) for row in table['rows'] if row in {key[0] for key in keys}]
     for row, texts in rows:
         for column in columns:
@@ -101,6 +102,7 @@ def _beside(table: Mapping[str, Any], paper: Mapping[str, Any]) -> Block:
         + (f', where they are {"error rates" if paper["error"] else "accuracies"}.' if flip else '.'),
         *['Inside: our mean is within one standard deviation of theirs, which they give after ±.'] * spread,
         *([f'Differs from the paper in {line}.' for line in report.differences(table, paper)] or [SAME]),
+        *[f'Settings there, {row}: {_sentence(settings[row])}' for row, _ in rows if row in settings],
     ]
     return Block(paper['title'], ['ours / paper (ours - paper)', *columns], rows, caption + _marks(table, rows))
 

@@ -24,6 +24,8 @@ class Paper:
         protocol: {tag: text}, or {tag: {data set: text, '': for the others}}.
         error: Whether the numbers are error rates in %; else they are accuracies in %.
         results: {row: {column: '13.81±3.37', or '74.1' where no spread is given}}.
+        settings: {row: text}, or {row: {data set: text, '': for the others}}: how a method's settings there differ from
+            those of our row.
     """
 
     title: str
@@ -31,6 +33,7 @@ class Paper:
     protocol: Mapping[str, str | Mapping[str, str]]
     error: bool
     results: Mapping[str, Mapping[str, str]]
+    settings: Mapping[str, str | Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
 
 def load(path: pathlib.Path) -> Paper:

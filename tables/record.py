@@ -4,7 +4,8 @@
       'name': 'digits', 'title': ..., 'command': 'python main.py --config=configs/tables/digits.py',
       'commit': git commit at which the content last changed,
       'rules': [...], 'shown': 'last', 'error': false, 'seeds': [0, 1, 2], 'rows': [label], 'columns': [label],
-      'papers': [{'title', 'source', 'protocol': {tag: text}, 'error': true, 'results': {row: {column: '13.81±3.37'}}}],
+      'papers': [{'title', 'source', 'protocol': {tag: text}, 'error': true, 'results': {row: {column: '13.81±3.37'}},
+                  'settings': {row: text}}],
       'cells': [
         {
           'row': label, 'column': label,
@@ -199,8 +200,12 @@ def protocol(table: Table, column: str, settings: Settings) -> dict[str, str]:
 def _paper(table: Table, paper: Paper) -> dict[str, Any]:
     """Returns a paper as it is printed beside a table, with its protocol for the table's data set."""
     data = next(iter(table.columns)).split(',')[0]
-    tags = {tag: text if isinstance(text, str) else text.get(data, text['']) for tag, text in paper.protocol.items()}
-    return {**dataclasses.asdict(paper), 'protocol': tags}
+
+    def for_data(texts: Mapping[str, str | Mapping[str, str]]) -> dict[str, str]:
+        return {key: text if isinstance(text, str) else text.get(data, text['']) for key, text in texts.items()}
+
+    settings = {row: text for row, text in for_data(paper.settings).items() if text}
+    return {**dataclasses.asdict(paper), 'protocol': for_data(paper.protocol), 'settings': settings}
 
 
 def _curves(path: pathlib.Path) -> dict[str, list]:

@@ -97,7 +97,16 @@ def test_teacher_gets_no_gradient(name):
 
 
 # Memories and averages short enough to matter within a few steps, and a threshold that some images pass.
-SHORT = {'decay': 0.5, 'average': 2, 'batches': 1, 'threshold': 0.5, 'decays': 20.0, 'rho_min': 0.3, **NARROW}
+SHORT = {
+    'decay': 0.5,
+    'average': 2,
+    'batches': 1,
+    'threshold': 0.5,
+    'decays': 20.0,
+    'warm_up': 0.03,
+    'rho_min': 0.3,
+    **NARROW,
+}
 
 
 def other_value(default):
@@ -110,7 +119,7 @@ def other_value(default):
         return default / 2 if default else 0.7
     if isinstance(default, tuple):
         return default[1:]
-    return {'joint': 'no_grad', 'strong': 'weak', 'weak': 'strong', 'logits': 'features'}[default]
+    return {'joint': 'no_grad', 'strong': 'weak', 'weak': 'strong', 'logits': 'features', 'code': 'paper'}[default]
 
 
 def centred(params, images, draw=''):

@@ -140,6 +140,41 @@ def test_paper_scale_settings_are_the_papers(data, labels, expected):
     assert config.methods.fixmatch[field] == 'joint'
 
 
+# From the scripts of the official MixMatch and ReMixMatch, TorchSSL's models/freematch and USB's configs for CoMatch.
+OF_A_DATA_SET = [
+    *(
+        ('mixmatch', f'{data},labels=250', {'weight': weight, 'alpha': 0.75})
+        for data, weight in (('cifar10', 75.0), ('svhn', 250.0))
+    ),
+    *(
+        ('mixmatch', f'{data},labels=1000', {'weight': weight, 'alpha': 0.75})
+        for data, weight in (('cifar100', 150.0), ('stl10', 50.0))
+    ),
+    ('remixmatch', 'cifar10,labels=40', {'strong_views': 1, 'rotation_weight': 2.0, 'ramp': 8192 / 65536}),
+    ('remixmatch', 'svhn,labels=40', {'strong_views': 1, 'rotation_weight': 3.0, 'ramp': 1024 / 65536}),
+    ('remixmatch', 'stl10,labels=1000', {'strong_views': 4, 'rotation_weight': 0.5, 'ramp': 1024 / 65536}),
+    *(
+        ('remixmatch', f'{data},labels=250', {'strong_views': 8, 'rotation_weight': 0.5, 'ramp': 1024 / 65536})
+        for data in ('cifar10', 'svhn')
+    ),
+    ('freematch', 'cifar10,labels=40', {'lowest': 0.0, 'highest': 1.0}),
+    *(('freematch', f'{data},labels=250', {'lowest': 0.9, 'highest': 0.95}) for data in ('svhn', 'svhn_cropped')),
+    ('comatch', 'cifar10,labels=40', {'contrast_weight': 1.0}),
+    ('comatch', 'stl10,labels=1000', {'contrast_weight': 5.0}),
+    ('dash', 'cifar10,labels=40', {'variant': 'code', 'gamma': 1.27, 'rho_min': 0.05, 'temperature': 0.5}),
+    ('supervised', 'cifar10,labels=40', {'annealing': ''}),
+]
+
+
+@pytest.mark.parametrize(
+    ('name', 'arg', 'expected'), OF_A_DATA_SET, ids=lambda value: str(value) * isinstance(value, str)
+)
+def test_a_method_has_the_published_settings_for_a_data_set_and_number_of_labels(name, arg, expected):
+    chosen = CONFIGS[name].get_config(arg).methods[name]
+    assert {key: chosen[key] for key in expected} == expected
+    assert CONFIGS[name].get_config(arg).data.unlabeled_ratio == (1 if name in ('mixmatch', 'remixmatch') else 7)
+
+
 @pytest.mark.parametrize('name', SEMI_SUPERVISED)
 @pytest.mark.parametrize('data', SMALL)
 def test_every_config_differs_from_the_supervised_baseline_in_its_methods_only(name, data):

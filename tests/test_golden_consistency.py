@@ -311,6 +311,7 @@ def freematch(method):
             'histogram': decay * state['histogram'] + (1 - decay) * histogram,
         }
         tau = [state['confidence'] * p / max(state['p']) for p in state['p']]  # 7
+        tau = [min(max(t, method.lowest), method.highest) for t in tau]  # TorchSSL's clamp on SVHN
         total, labels, mask, p_strong, strong_histogram = 0, [], [], np.zeros(C), np.zeros(C)
         for row, strong in zip(q, outputs(inputs, STRONG), strict=True):
             c = row.argmax()
@@ -353,6 +354,24 @@ def test_freematch_has_a_threshold_for_each_class():
     steps = [with_logits(fakes.inputs(method, seed=seed), weak=weak) for seed in (0, 1)]
     masks, _ = check(method, freematch(method), FREE, steps, start=state)
     assert masks.tolist() == [[0, 1, 1, 1]] * 2
+
+
+def test_freematch_limits_the_threshold_of_each_class_on_svhn():
+    """Thresholds of 0.99, 0.92 and 0.2 become 0.95, 0.92 and 0.9: TorchSSL clamps the product, not its factors."""
+    method = methods.create('freematch', {'decay': 1.0, 'lowest': 0.9, 'highest': 0.95})
+    p = np.array([0.99, 0.92, 0.2]) / 2.11
+    state = {'confidence': 0.99, 'p': p, 'histogram': UNIFORM}
+    confidences = [[0.96, 0.94], [0.93, 0.91], [0.91, 0.5]]  # of each class: one that passes, and one that does not
+    probabilities = []
+    for c, values in enumerate(confidences):
+        for value in values:
+            row = np.full(C, (1 - value) / 2)
+            row[c] = value
+            probabilities.append(row)
+    first, second = np.log(probabilities[:4]), np.log(probabilities[2:])
+    steps = [with_logits(fakes.inputs(method), weak=weak) for weak in (first, second)]
+    masks, _ = check(method, freematch(method), FREE, steps, start=state)
+    assert masks.tolist() == [[1, 0, 1, 0]] * 2
 
 
 def test_freematch_without_a_confident_prediction_is_zero_and_has_no_gradient():
@@ -532,86 +551,112 @@ def test_adamatch_aligns_with_the_classes_predicted_for_labeled_images():
 
 
 def dash(method):
+    """The authors' code (idstcv/Dash, dash.py), or the paper's Algorithm 1."""
+
     def expected(inputs, state):
-        n, progress = 4, float(inputs.progress)
-        labeled = zip(inputs.labels, outputs(inputs, LABELED), strict=True)
-        loss = np.mean([cross_entropy(y, logits) for y, logits in labeled])
+        n, progress, size = 4, float(inputs.progress), len(state['losses'])
+        seen = list(state['losses'])[size - int(state['count']) :]
+        rho_0 = np.mean(seen) if seen else np.log(C)
         warming = progress < method.warm_up
-        rho_0 = 0.9 * state['rho_0'] + 0.1 * loss if warming else state['rho_0']
         i = 0 if warming else int(np.floor((progress - method.warm_up) * method.decays))
-        rho = max(method.C * method.gamma**-i * rho_0, method.rho_min)
-        total, labels, mask = 0, [], []
+        rho = 1.0001 * method.gamma**-i * rho_0 if method.variant == 'paper' else rho_0 / method.gamma ** (i + 1)
+        hard = rho <= method.rho_min and not warming
+        rho = max(rho, method.rho_min)
+        all_losses, labels, mask = [], [], []
         for weak, strong in weak_and_strong(inputs):
             q = softmax(weak)
-            label = q.argmax() if rho == method.rho_min else sharpen(q, method.temperature)
-            loss = cross_entropy(label, strong)
-            compared = loss if method.select == 'strong' else cross_entropy(label, weak)
+            all_losses.append(cross_entropy(q.argmax() if hard else sharpen(q, method.temperature), strong))
             labels.append(q.argmax())
-            mask.append(not warming and compared <= rho)
-            total += mask[-1] * loss / n
-        return method.weight * total, {'loss': total, 'threshold': rho}, labels, mask, {'rho_0': rho_0}
+            if method.variant == 'paper':
+                mask.append(not warming and all_losses[-1] <= rho)
+            else:
+                mask.append(warming or cross_entropy(q.argmax(), weak) < rho)
+        selected = [loss for loss, used in zip(all_losses, mask, strict=True) if used]
+        if method.variant == 'paper':
+            total = sum(selected) / n
+            labeled = zip(inputs.labels, outputs(inputs, LABELED), strict=True)
+            all_losses = [cross_entropy(y, logits) for y, logits in labeled]
+        else:
+            total = 0.9 * np.mean(selected) if selected else 0
+        if warming:
+            seen = [*seen, *all_losses][-size:]
+            state = {'losses': np.array([0] * (size - len(seen)) + seen), 'count': len(seen)}
+        return method.weight * total, {'loss': total, 'threshold': rho}, labels, mask, state
 
     return expected
 
 
-DASH = {'rho_0': np.log(C)}
-DASH_VALUES = {'weight': 0.7, 'C': 1.1, 'gamma': 2.0, 'rho_min': 0.3, 'decays': 8.0, 'warm_up': 0.25}
+DASH = {'code': {'losses': np.zeros(7), 'count': 0}, 'paper': {'losses': np.zeros(5), 'count': 0}}
+DASH_VALUES = {'weight': 0.7, 'gamma': 2.0, 'rho_min': 0.3, 'decays': 8.0, 'warm_up': 0.25}
 
 
-@pytest.mark.parametrize('select', ['strong', 'weak'])
+@pytest.mark.parametrize('variant', DASH)
 @pytest.mark.parametrize('temperature', [0.5, 1.0])
-def test_dash_selects_by_a_threshold_on_the_loss_that_falls(select, temperature):
-    method = methods.create('dash', {**DASH_VALUES, 'select': select, 'temperature': temperature})
+def test_dash_selects_by_a_threshold_on_the_loss_that_falls(variant, temperature):
+    method = methods.create('dash', {**DASH_VALUES, 'variant': variant, 'temperature': temperature})
     progresses = [0.25, 0.3, 0.375, 0.45, 0.5, 0.7, 0.99]  # falls at 0.375 and at 0.5, reaches rho_min after that
-    steps = [fakes.inputs(method, seed=seed, progress=p) for seed, p in enumerate(progresses)]
-    masks, states = check(method, dash(method), DASH, steps)
+    steps = [fakes.inputs(method, seed=seed, progress=p, scale=0.5) for seed, p in enumerate(progresses)]
+    masks, states = check(method, dash(method), DASH[variant], steps)
     assert_mixed(masks)
-    assert {float(state['rho_0']) for state in states} == {np.log(C)}  # fixed after the warm-up
+    assert not any(state['count'] for state in states)  # fixed after the warm-up
     thresholds = [float(method.loss(inputs, method.init_state(fakes.SPEC)).metrics['threshold']) for inputs in steps]
-    first = 1.1 * np.log(C)
-    close(thresholds, [first, first, first / 2, first / 2, first / 4, 0.3, 0.3])
+    first = {'code': np.log(C) / 2, 'paper': 1.0001 * np.log(C)}[variant]
+    close(thresholds, [max(first / 2**i, 0.3) for i in (0, 0, 1, 1, 2, 3, 5)])
 
 
-def test_dash_uses_hard_labels_once_the_threshold_is_at_its_minimum():
+@pytest.mark.parametrize('variant', DASH)
+def test_dash_uses_hard_labels_once_the_threshold_is_at_its_minimum(variant):
     # The same step with rho just above rho_min, and at it.
-    above = methods.create('dash', {**DASH_VALUES, 'C': 2.0, 'gamma': 1.0, 'rho_min': 1.9})
+    above = methods.create('dash', {**DASH_VALUES, 'variant': variant, 'gamma': 1.0, 'rho_min': 1.9})
     at = dataclasses.replace(above, rho_min=2.5)
-    inputs = fakes.inputs(above, seed=2)
+    inputs = fakes.inputs(above, seed=2, scale=0.5)
+    start = {'losses': np.full_like(DASH[variant]['losses'], 2.0), 'count': len(DASH[variant]['losses'])}
     for method in (above, at):
-        masks, _ = check(method, dash(method), DASH, [inputs], start={'rho_0': 1.0})
+        masks, _ = check(method, dash(method), DASH[variant], [inputs], start=start)
         assert masks.any()
-    assert abs(above.loss(inputs, {'rho_0': 1.0}).loss - at.loss(inputs, {'rho_0': 1.0}).loss) > 0.001
+    state = jax.tree.map(jnp.float32, start)
+    assert abs(above.loss(inputs, state).loss - at.loss(inputs, state).loss) > 0.001
 
 
-def test_dash_learns_from_nothing_unlabeled_while_it_warms_up():
-    method = methods.create('dash', DASH_VALUES)
-    state, expected = method.init_state(fakes.SPEC), np.log(C)
-    for seed, progress in enumerate([0.0, 0.1, 0.2]):
-        inputs = fakes.inputs(method, seed=seed, progress=progress)
-        result = method.loss(inputs, state)
-        state = result.state
-        p = softmax(outputs(inputs, LABELED))
-        expected = 0.9 * expected - 0.1 * np.mean(np.log(p[range(2), inputs.labels]))
-        assert result.loss == 0
-        assert not result.pseudo_labels.mask.any()
-        close(state, {'rho_0': expected})
-    steps = [fakes.inputs(method, seed=seed, progress=0.3) for seed in (3, 4)]
-    masks, states = check(method, dash(method), DASH, steps, start={'rho_0': expected})
-    assert masks.any()
-    assert states[-1]['rho_0'] == expected
+@pytest.mark.parametrize('variant', DASH)
+def test_dash_takes_the_threshold_from_the_last_losses_of_its_warm_up(variant):
+    method = methods.create('dash', {**DASH_VALUES, 'variant': variant})
+    progresses = [0.0, 0.1, 0.2, 0.24, 0.25, 0.4]
+    steps = [fakes.inputs(method, seed=seed, progress=p, scale=0.3) for seed, p in enumerate(progresses)]
+    steps[4] = with_logits(steps[4], strong=2 * steps[4].outputs[WEAK]['logits'])  # so that any pass
+    masks, states = check(method, dash(method), DASH[variant], steps)
+    assert (masks[:4] == (variant == 'code')).all()  # all of the unlabeled images, or none
+    assert [state['count'] for state in states] == {'code': [4, 7, 7, 7, 7, 7], 'paper': [2, 4, 5, 5, 5, 5]}[variant]
+    assert masks[4:].any()
+    np.testing.assert_array_equal(states[3]['losses'], states[5]['losses'])
 
 
-def test_dash_threshold_does_not_fall_before_the_warm_up_ends():
-    # Equation 8 with i = 0; it only shows in the metric.
-    method = methods.create('dash', DASH_VALUES)
-    check(method, dash(method), DASH, [fakes.inputs(method, seed=s, progress=p) for s, p in enumerate([0.0, 0.1])])
+def test_dash_averages_over_the_selected_images_and_is_zero_without_any():
+    method = methods.create('dash', {'rho_min': 0.05, 'warm_up': 0.0, 'gamma': 1e9})
+    weak = np.float32([[9, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])  # -log max q: 0.0002, and 0.55
+    inputs = with_logits(fakes.inputs(method), weak=weak, strong=[[0, 0, 1]] * 4)
+    state = method.init_state(fakes.SPEC)
+    close(method.loss(inputs, state).loss, 0.9 * np.log(2 + np.e))
+    close(method.loss(with_logits(inputs, weak=weak[[1, 1, 2, 3]]), state).loss, 0)
 
 
-def test_dash_without_warm_up_begins_with_the_loss_of_knowing_nothing():
-    method = methods.create('dash', {**DASH_VALUES, 'warm_up': 0.0})
-    masks, states = check(method, dash(method), DASH, [fakes.inputs(method, seed=s, progress=0.0) for s in (0, 1)])
-    assert_mixed(masks)
-    assert states[-1]['rho_0'] == np.log(C)
+def test_dash_falls_when_the_authors_script_does():
+    """dash.py with --dt_start_epoch 10 --drop_step 9: gamma^-int((epoch - 1) / 9), all until epoch 10 of 1024."""
+    method = methods.create('dash', {'rho_min': 0.0})
+    inputs = fakes.inputs(method)
+    state = jax.tree.map(jnp.asarray, method.init_state(fakes.SPEC))
+
+    @jax.jit
+    def after(progress):
+        result = method.loss(dataclasses.replace(inputs, progress=progress), state)
+        return result.metrics['threshold'], result.pseudo_labels.mask.mean()
+
+    for epoch in (9, 10, 11, 18, 19, 27, 28, 100, 101):
+        threshold, share = after(jnp.float32(epoch / 1024))
+        if epoch < 10:
+            assert share == 1
+        else:
+            close(float(threshold), np.log(C) * 1.27 ** -int((epoch - 1) / 9))
 
 
 # CoMatch
@@ -878,11 +923,15 @@ def test_freematch_passes_a_confidence_of_exactly_its_threshold():
     assert np.array(result.pseudo_labels.mask).all()
 
 
-@pytest.mark.parametrize(('above', 'passes'), [(0, True), (-0.001, False)])
-def test_dash_passes_a_loss_of_exactly_its_threshold(above, passes):
+@pytest.mark.parametrize(
+    ('variant', 'above', 'passes'),
+    [('paper', 0, True), ('paper', -0.001, False), ('code', 0, False), ('code', 0.001, True)],
+)
+def test_dash_passes_a_loss_of_exactly_its_threshold_in_the_paper_and_not_in_the_code(variant, above, passes):
     rho = float(np.log(np.float32(2))) + above
-    method = methods.create('dash', {'rho_min': rho, 'C': 0.1, 'warm_up': 0.0})
-    inputs = with_logits(fakes.inputs(method), weak=[[5, 0, 0]] * 4, strong=[HALF] * 4)
+    method = methods.create('dash', {'rho_min': rho, 'gamma': 9.0, 'decays': 9.0, 'warm_up': 0.0, 'variant': variant})
+    weak = {'paper': [[5, 0, 0]] * 4, 'code': [HALF] * 4}[variant]
+    inputs = with_logits(fakes.inputs(method), weak=weak, strong=[HALF] * 4)
     assert (np.array(method.loss(inputs, method.init_state(fakes.SPEC)).pseudo_labels.mask) == passes).all()
 
 
@@ -893,7 +942,7 @@ ALL = {
     'freematch': [{}, {'decay': 0.0}],
     'softmatch': [{}, {'alignment': False}],
     'adamatch': [{}, {'interpolation': False}],
-    'dash': [{'warm_up': 0.0, 'decays': 0.0, 'C': 4.0}, {'warm_up': 0.0, 'select': 'weak', 'rho_min': 2.0}],
+    'dash': [{'warm_up': 0.0, 'rho_min': 2.0, 'variant': variant} for variant in ('code', 'paper')],
     'comatch': [{'embedding': 5, 'batches': 1}],
     'simmatch': [{'embedding': 5}],
 }

@@ -143,7 +143,7 @@ def test_two_methods_that_need_different_heads_of_one_name_are_named(start):
 
 @pytest.mark.parametrize(
     ('name', 'field', 'value'),
-    [('dash', 'select', 'strnog'), ('self_training', 'view', 'waek'), ('self_training', 'rounds', 0)],
+    [('dash', 'variant', 'papre'), ('self_training', 'view', 'waek'), ('self_training', 'rounds', 0)],
 )
 def test_values_that_a_method_does_not_have_are_named(start, name, field, value):
     with pytest.raises(UserError, match=str(value)):

@@ -47,6 +47,21 @@ def test_every_paper_is_whole():
     for name, paper in PAPERS.items():
         assert paper.source, name
         assert len({frozenset(numbers) for numbers in paper.results.values()}) == 1, name
+        assert paper.settings.keys() <= paper.results.keys(), name
+
+
+@pytest.mark.parametrize(
+    ('name', 'weight'), [('cifar10', ''), ('cifar100', 'weight 150 instead of 100, '), ('svhn', '')]
+)
+def test_settings_of_a_paper_are_those_for_the_data_set(name, weight):
+    table = spec.from_config(importlib.import_module(f'configs.tables.{name}').get_config())
+    content = record.collect(table, spec.expand(table), pathlib.Path('nowhere'), {}, {})
+    (usb,) = (paper for paper in content['papers'] if paper['title'] == 'USB')
+    assert usb['settings']['MixMatch'] == f'{weight}one lambda of MixUp a batch, a ramp over 0.4 of training'
+    assert ('FreeMatch' in usb['settings']) == (name == 'svhn')
+    # FixMatch's own settings are those of our row: mixmatch.py of its code.
+    rows = [run.settings.methods['mixmatch'] for run in spec.expand(table) if run.row == 'MixMatch']
+    assert {(row['alpha'], row['weight']) for row in rows} == {(0.5, 100.0)}
 
 
 @pytest.mark.parametrize('name', sorted({table for table, _ in DIFFERENCES}))

@@ -220,6 +220,10 @@ def test_the_caption_says_how_the_numbers_came_about(table):
     assert '- n/a: ' in text.split('<!-- small selected')[1]
     assert 'Differs from the paper in seeds: ours 3, paper 5.' in text
     assert text.count(content.SAME) == 1  # as the other paper says less
+    assert 'Settings there' not in text
+    table['papers'][1]['settings'] = {'supervised': 'weight 2', 'other': 'not beside it'}
+    other = render.markdown(table)
+    assert other.count('Settings there') == other.count('\n- Settings there, supervised: weight 2.\n') == 1
     # What does not occur is not explained, and a paper without a number for the table is not beside it.
     table['cells'] = [cell for cell in table['cells'] if cell['column'] == 'digits, 10']
     table['columns'] = ['digits, 10']

@@ -15,7 +15,7 @@ ROWS = common.SEMI_SUPERVISED | {
     'Self-training, Noisy Student': {'config': 'self_training', 'arg': 'noisy_student=1', **_ONLY},
     'FixMatch, soft labels': {'config': 'fixmatch', 'overrides': ('methods.fixmatch.temperature=0.5',), **_ONLY},
     'FixMatch, alignment': {'config': 'fixmatch', 'overrides': ('methods.fixmatch.alignment=True',), **_ONLY},
-    'Dash, strong view': {'config': 'dash', 'overrides': ('methods.dash.select=strong',), **_ONLY},
+    'Dash, as in its text': {'config': 'dash', 'overrides': ('methods.dash.variant=paper',), **_ONLY},
     'S4L, upright labels': {'config': 's4l', **_BOTH},
     'S4L, all rotations': {'config': 's4l', 'overrides': ('methods.s4l.all_copies=True',), **_BOTH},
 }
