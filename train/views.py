@@ -21,7 +21,7 @@ def make_views(trainer: Trainer, state: TrainState, batch: Batch) -> dict[View, 
         # All views of an augmentation at once: it is compiled once, and one pass over more images is faster.
         images = [batch[view.stream]['images'] for view in views]
         keys = [stream_key(state.seed, str(view), state.step) for view in views]
-        draws = [augmentation.draw(key, x.shape) for key, x in zip(keys, images, strict=True)]
+        draws = [augmentation.draw(key, x.shape, view.draw) for key, x, view in zip(keys, images, views, strict=True)]
         draws = jax.tree.map(lambda *x: concatenate(x), *draws)
         augmented = _on_every_device(augmentation.apply)(draws, concatenate(images))
         copies = len(augmented) // sum(map(len, images))
