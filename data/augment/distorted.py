@@ -1,6 +1,7 @@
 """The distorted view of contrastive learning: SimCLR's random crop, colour jitter, blur and solarization."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from errors import UserError, check_range, unknown
 
 _RATIO = 4 / 3  # of the longer to the shorter side of a crop, at most
 _ATTEMPTS = 10  # crops that are drawn until one fits into the image
+_ORDERS = list(itertools.permutations(range(3)))
 _MIN_SIGMA = 0.1  # of the blur, in pixels
 _SOLARIZED_FROM = 128
 
@@ -77,30 +79,24 @@ class Distorted:
             sigma: float32 [B], of the blur in pixels; 0 for none.
         """
         batch, height, width, _ = shape
-        crop_key, attempt_key, jitter_key, rest_key = jax.random.split(key, 4)
-        area, ratio = jnp.moveaxis(jax.random.uniform(attempt_key, (batch, _ATTEMPTS, 2)), -1, 0)
-        top, left, vertical, horizontal = jax.random.uniform(crop_key, (batch, 4)).T
-        sides = self._sides(area, ratio, height, width)
-        corner = jnp.stack([top, left], axis=1) * (jnp.asarray([height, width]) - sides + 1)
-        flip = jnp.stack([(vertical < 0.5) & self.vertical_flip, (horizontal < 0.5) & self.flip], axis=1)
-
-        uniform = jax.random.uniform(jitter_key, (batch, 9))
-        places, factors, hue, applied = uniform[:, :4], uniform[:, 4:7], uniform[:, 7], uniform[:, 8]
-        jitter = applied < self.jitter
+        uniform = jax.random.uniform(key, (batch, 15 + 2 * _ATTEMPTS))
+        jitter, order, before, hue, gray, blurred, sigma, solarized = uniform[:, :8].T
+        factors, place, flip, attempts = jnp.split(uniform[:, 8:], [3, 5, 7], axis=1)
+        sides = self._sides(*jnp.split(attempts, 2, axis=1), height, width)
+        corner = place * (jnp.asarray([height, width]) - sides + 1)
+        jitter = jitter < self.jitter
         most = jnp.asarray([self.brightness, self.contrast, self.saturation])
         least = jnp.maximum(1 - most, 0)
         factors = least + (1 + most - least) * factors
-
-        gray, blurred, sigma, solarized = jax.random.uniform(rest_key, (batch, 4)).T
         sigma = _MIN_SIGMA + (pil.MAX_SIGMA - _MIN_SIGMA) * sigma
         view = min(number, 2) - 1
         return {
             'box': jnp.concatenate([corner.astype(jnp.int32), sides], axis=1),
-            'flip': flip,
+            'flip': (flip < 0.5) & jnp.asarray([self.vertical_flip, self.flip]),
             'jitter': jitter,
             'factors': jnp.where(jitter[:, None], factors, 1),
-            'order': jnp.argsort(places[:, :3], axis=1),
-            'before': jnp.sum(places[:, :3] < places[:, 3:], axis=1),
+            'order': jnp.asarray(_ORDERS)[(6 * order).astype(jnp.int32)],
+            'before': (4 * before).astype(jnp.int32),
             'hue': jnp.trunc(255 * self.hue * (2 * hue - 1)).astype(jnp.int32),
             'gray': gray < self.gray,
             'sigma': jnp.where(blurred < self.blur[view], sigma, 0),

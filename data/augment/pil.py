@@ -118,15 +118,19 @@ def gaussian_blur(planes: jax.Array, sigma: jax.Array) -> jax.Array:
     whole = whole.astype(jnp.int32)
     inside = (2**24 / (2 * (whole + part) + 1)).astype(jnp.uint32)
     edge = (2**24 - (2 * whole + 1).astype(jnp.uint32) * inside) // 2
-    distance = jnp.abs(jnp.arange(-_REACH, _REACH + 1))[:, None]
+    distance = jnp.arange(_REACH + 1)[:, None]
     weights = jnp.where(distance <= whole, inside, jnp.where(distance == whole + 1, edge, 0))
-    planes = planes.astype(jnp.uint32)
-    for axis in (3, 2):
-        size = planes.shape[axis]
-        for _ in range(_PASSES):
-            padded = jnp.pad(planes, [(_REACH * (a == axis),) * 2 for a in range(4)], mode='edge')
-            total = jnp.uint32(2**23)
-            for offset, weight in enumerate(weights):
-                total += lax.slice_in_dim(padded, offset, offset + size, axis=axis) * weight[:, None, None, None]
-            planes = total >> 24
-    return planes.astype(jnp.int32)
+
+    def box(lines, _):
+        """Blurs along the first axis. The images come last: what is added lies side by side, and so do weights."""
+        size = len(lines)
+        padded = jnp.concatenate([lines[:1]] * _REACH + [lines] + [lines[-1:]] * _REACH)
+        total = 2**23 + lines * weights[0]
+        for k in range(1, _REACH + 1):
+            total += (padded[_REACH - k :][:size] + padded[_REACH + k :][:size]) * weights[k]
+        return total >> 24, None
+
+    lines = planes.astype(jnp.uint32).transpose(3, 2, 1, 0)
+    for _ in range(2):
+        lines = lax.scan(box, lines, length=_PASSES)[0].swapaxes(0, 1)
+    return lines.transpose(3, 2, 1, 0).astype(jnp.int32)
