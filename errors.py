@@ -111,8 +111,5 @@ def check_numbers(kind: str, values: Mapping[str, Any], defaults: Mapping[str, A
     for name, value in values.items():
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, (int, float)) and not isinstance(number, bool):
-                default = defaults[name]
-                is_count = isinstance(number, int) and (
-                    isinstance(default, tuple) or (type(default) is int and default)
-                )
+                is_count = isinstance(number, int) and isinstance(defaults[name], int | tuple) and defaults[name]
                 check_range(f'{kind}.{name}', number, 1 if is_count else 0, 1 if name in SHARES else math.inf)

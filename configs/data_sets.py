@@ -84,6 +84,8 @@ class DataSet:
             'data.weak.pad': self.side // 8,
             'data.strong.translate': round(self.side * 10 / 32),
             'data.strong.cutout': self.side // 2,
+            # A crop shows at least 5x5 pixels.
+            'data.distorted.scale': (max(0.2, 25 / self.side**2), 1.0),
         }
 
 

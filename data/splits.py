@@ -152,9 +152,8 @@ def _balanced(total: int, have: np.ndarray, what: str) -> np.ndarray:
         )
     for c, n in enumerate(have):
         if n < per_class:
-            raise UserError(
-                f"{total} balanced {what} need {per_class} of class {c}, which has {n}: use the protocol 'proportional'."
-            )
+            need = f'{total} balanced {what} need {per_class} of class {c}, which has {n}'
+            raise UserError(f"{need}: use fewer, or the protocol 'proportional'.")
     return np.full(len(have), per_class)
 
 

@@ -21,7 +21,7 @@ class View(NamedTuple):
 
     Attributes:
         stream: 'labeled' or 'unlabeled'; in domain adaptation the source and the target.
-        augmentation: 'weak', 'strong' or 'rotated', see `data.augment`.
+        augmentation: 'weak', 'strong', 'rotated' or 'distorted', see `data.augment`.
         draw: 1, or a number for each further draw of the same augmentation.
     """
 
@@ -39,6 +39,7 @@ LABELED_ROTATED = View('labeled', 'rotated')
 WEAK, WEAK2 = (View('unlabeled', 'weak', draw) for draw in (1, 2))
 STRONG, STRONG2 = (View('unlabeled', 'strong', draw) for draw in (1, 2))
 ROTATED = View('unlabeled', 'rotated')
+DISTORTED, DISTORTED2 = (View('unlabeled', 'distorted', draw) for draw in (1, 2))
 
 # Batch-norm policies of a view. Published methods differ exactly here, so each method states its own.
 JOINT = 'joint'  # in the joint batch: shares its statistics, gradient flows through everything

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from methods.base import JOINT, LABELED, STRONG, STRONG2, WEAK, DataSpec, Inputs, Loss, Method, View, weak_and_strong
+from methods.base import DISTORTED, JOINT, LABELED, STRONG, WEAK, DataSpec, Inputs, Loss, Method, View, weak_and_strong
 from methods.terms import align, cross_entropy, normalise, pseudo_labels, push, targets, unit
 
 
@@ -17,9 +17,10 @@ class CoMatch(Method):
     been, as in the official code) and smoothed: q = alpha p + (1 - alpha) sum_k a_k p_k over a memory of recent
     embeddings and their probabilities (true labels for labeled images), a = softmax(z z_k / t), once the memory is
     full. L_ctr is the cross-entropy between two graphs over the batch: similarities of the embeddings of two strong
-    views, and q q^T with ones on the diagonal and values below contrast_threshold cut. The official CIFAR code, like
-    this, fills the memory from the network in training; its ImageNet code from the EMA network. The projection's first
-    layer is as wide as the features there.
+    views, and q q^T with ones on the diagonal and values below contrast_threshold cut. The first strong view is
+    FixMatch's, the second SimCLR's, as in the official CIFAR code (datasets/cifar.py; USB draws FixMatch's twice). That
+    code, like this, fills the memory from the network in training; its ImageNet code from the EMA network. The
+    projection's first layer is as wide as the features there.
     """
 
     threshold: float = 0.95  # tau
@@ -35,7 +36,7 @@ class CoMatch(Method):
 
     def views(self) -> dict[View, str]:
         weak, strong = weak_and_strong(self.statistics)
-        return {LABELED: JOINT, WEAK: weak, STRONG: strong, STRONG2: strong}
+        return {LABELED: JOINT, WEAK: weak, STRONG: strong, DISTORTED: strong}
 
     def heads(self) -> dict[str, tuple[int, ...]]:
         return {'projection': (0, self.embedding)}
@@ -62,7 +63,7 @@ class CoMatch(Method):
         guess = pseudo_labels(q, self.threshold)
         loss = (guess.mask * cross_entropy(q, outputs[STRONG]['logits'])).mean()
 
-        similarity = embeddings[STRONG] @ embeddings[STRONG2].T / self.temperature
+        similarity = embeddings[STRONG] @ embeddings[DISTORTED].T / self.temperature
         graph = jnp.where(jnp.eye(len(q), dtype=bool), 1.0, q @ q.T)
         graph = normalise(jnp.where(graph >= self.contrast_threshold, graph, 0))
         contrast_loss = cross_entropy(graph, similarity).mean()

@@ -179,13 +179,15 @@ def known(table_json: Mapping[str, Any]) -> dict[RunKey, dict]:
 def protocol(table: Table, column: str, settings: Settings) -> dict[str, str]:
     """Returns what a result was reached under, in the tags and words of tables/published."""
     data, model = settings.data, settings.model
-    views = [view for name, fields in settings.methods.items() for view in methods.create(name, fields).views()]
+    created = [methods.create(*method) for method in settings.methods.items()]
+    used = {view.augmentation for method in created for view in method.views()}
+    augmentation = data.strong['protocol'] if 'strong' in used else 'distorted' if 'distorted' in used else 'weak'
     backbone = model['name']
     if backbone == 'wide_resnet':
         blocks = model['blocks']
         backbone = f'WRN-{1 + 2 * sum(blocks) + len(blocks)}-{model["width"]}'
     tags = {
-        'augmentation': data.strong['protocol'] if any(view.augmentation == 'strong' for view in views) else 'weak',
+        'augmentation': augmentation,
         'split': 'all labels' if data.labels < 0 else data.manifest or data.label_protocol,
         'backbone': backbone,
         'weights': str(model.get('pretrained') or ''),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from methods.base import LABELED_ROTATED, ROTATED, DataSpec, Inputs, View
+from methods.base import DISTORTED, DISTORTED2, LABELED_ROTATED, ROTATED, DataSpec, Inputs, View
 from models import mlp
 
 NUM_CLASSES = 3
@@ -17,7 +17,7 @@ SIZES = {'labeled': 2, 'unlabeled': 4}
 SPEC = DataSpec(NUM_CLASSES, IMAGE_SHAPE, LABELS, num_unlabeled=7, batch_sizes=SIZES, key=jax.random.key(5))
 INDICES = {'labeled': np.int32([3, 1]), 'unlabeled': np.int32([5, 0, 2, 6])}
 VIEWS = [View(s, a, n) for s in ('labeled', 'unlabeled') for a in ('weak', 'strong') for n in range(1, 10)]
-VIEWS += [LABELED_ROTATED, ROTATED]
+VIEWS += [LABELED_ROTATED, ROTATED, DISTORTED, DISTORTED2]
 
 
 def images(seed: int = 0) -> dict[str, np.ndarray]:

@@ -221,7 +221,8 @@ def prepared(request, make_settings, data_dir):
     streams = Streams.load(settings, data_dir)
     trainer = step_lib.Trainer.create(settings, streams.spec(settings))
     # RandAugment takes as long to compile as all else. It knows no method, and the steps of the other files have it.
-    augmentations = {**trainer.augmentations, 'strong': trainer.augmentations['weak']}
+    augmentations = dict.fromkeys(('strong', 'distorted'), trainer.augmentations['weak'])
+    augmentations = {**trainer.augmentations, **augmentations}
     trainer = dataclasses.replace(trainer, augmentations=augmentations)
     axis_types = (jax.sharding.AxisType.Auto,)
     meshes = tuple(jax.make_mesh((n,), ('data',), axis_types, devices=jax.devices()[:n]) for n in (1, 2))

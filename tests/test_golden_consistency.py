@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import methods
-from methods.base import LABELED, LABELED_STRONG, STRONG, STRONG2, WEAK
+from methods.base import DISTORTED, LABELED, LABELED_STRONG, STRONG, WEAK
 
 C = fakes.NUM_CLASSES
 UNIFORM = np.full(C, 1 / C)
@@ -691,8 +691,8 @@ def comatch(method, graphs=None):
         p = softmax(outputs(inputs, WEAK))
         guessed = np.stack([*state['guessed'][1:], p.mean(0)])
         p = np.array([proportional(row / mean_of_batches_seen(guessed)) for row in p])
-        views = (LABELED, WEAK, STRONG, STRONG2)
-        labeled, weak, strong, strong2 = (unit(outputs(inputs, view, 'projection')) for view in views)
+        views = (LABELED, WEAK, STRONG, DISTORTED)
+        labeled, weak, strong, distorted = (unit(outputs(inputs, view, 'projection')) for view in views)
         q = p.copy()
         if all(row.sum() > 0 for row in state['probabilities']):  # the memory is full
             for i in range(n):
@@ -711,7 +711,7 @@ def comatch(method, graphs=None):
             graphs.append(graph.copy())
         contrast = 0
         for i in range(n):
-            similarities = np.exp([strong[i] @ strong2[j] / method.temperature for j in range(n)])
+            similarities = np.exp([strong[i] @ distorted[j] / method.temperature for j in range(n)])
             for j in range(n):
                 contrast -= graph[i, j] / graph[i].sum() * np.log(similarities[j] / similarities.sum()) / n
         state = {
@@ -953,7 +953,7 @@ LEARNED = {
     'comatch': {
         (STRONG, 'logits'),
         (STRONG, 'projection'),
-        (STRONG2, 'projection'),
+        (DISTORTED, 'projection'),
     },
     'simmatch': {(STRONG, 'logits'), (STRONG, 'projection')},
 }

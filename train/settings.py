@@ -47,6 +47,7 @@ class Data:
     weak: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of data.augment.Weak
     strong: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of data.augment.Strong, beside those of weak
     rotated: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of Rotated, beside those of weak
+    distorted: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of Distorted, beside weak's flips
     unlabeled_min_area: float = 0.0  # min_area of unlabeled images' crops; 0: weak.min_area, that of all
 
     def __post_init__(self):
@@ -179,6 +180,7 @@ def to_config(method_names: tuple[str, ...] = (), model: str = 'wide_resnet') ->
         'weak': weak,
         'strong': defaults(augment.Strong, *weak),
         'rotated': defaults(augment.Rotated, *weak),
+        'distorted': defaults(augment.Distorted, *weak),
     }
     values['model'] = {'name': model, **models.settings(model)}
     values['methods'] = {name: methods.defaults(name) for name in method_names}
@@ -210,11 +212,13 @@ def idle(settings: Settings) -> dict[str, str]:
     unread = 'unlabeled' not in streams
     unlabeled = ('ratio', 'split', 'min_area')
     add(unread, 'as no method reads unlabeled images', *(f'data.unlabeled_{name}' for name in unlabeled))
-    for augmentation in ('strong', 'rotated'):
+    for augmentation in ('strong', 'rotated', 'distorted'):
         add(augmentation not in augmentations, f'as no method reads {augmentation} images', f'data.{augmentation}')
-    add(data.cache_features, 'with data.cache_features', 'data.weak', 'data.strong', 'data.rotated')
+    add(data.cache_features, 'with data.cache_features', 'data.weak', 'data.strong', 'data.rotated', 'data.distorted')
     add(bool(data.weak.get('min_area')), 'with data.weak.min_area', 'data.weak.pad')
     add(data.strong.get('protocol') == 'torchssl', 'with torchssl', 'data.strong.translate', 'data.strong.cutout')
+    colours = ('saturation', 'hue', 'gray')
+    add(len(data.mean) == 1, 'with gray images', *(f'data.distorted.{name}' for name in colours))
     add(data.labels == -1 and not settings.transfer.labels, 'with data.labels=-1', 'data.label_protocol')
     add(bool(data.manifest), 'with a data.manifest', 'data.label_seed', 'data.label_protocol')
     sized = settings.model.get('resolution') or settings.model.get('pretrained')

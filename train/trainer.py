@@ -72,6 +72,7 @@ class Trainer:
             UserError: A name or key does not exist, or settings do not go together.
         """
         weak, strong = settings.data.weak, settings.data.strong
+        flips = {name: value for name, value in weak.items() if name.endswith('flip')}
         created = {name: methods.create(name, fields) for name, fields in settings.methods.items()}
         heads: dict[str, tuple[int, ...]] = {}
         mlps: dict[str, mlp.MLP] = {}
@@ -97,6 +98,9 @@ class Trainer:
                 'weak': build(augment.Weak, 'setting of data.weak', weak),
                 'strong': build(augment.Strong, 'setting of data.strong', {**weak, **strong}),
                 'rotated': build(augment.Rotated, 'setting of data.rotated', {**weak, **settings.data.rotated}),
+                'distorted': build(
+                    augment.Distorted, 'setting of data.distorted', {**flips, **settings.data.distorted}
+                ),
             },
             data=dataclasses.replace(data, heads=frozenset(name for name, layer in model.layers.items() if layer.head)),
         )

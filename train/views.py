@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from methods.base import View
+from train.settings import Data
 from train.trainer import Batch, Trainer, TrainState, stream_key
 
 
@@ -15,10 +17,8 @@ def make_views(trainer: Trainer, state: TrainState, batch: Batch) -> dict[View, 
     if trainer.settings.data.cache_features:
         return {view: batch[view.stream]['images'].astype(jnp.float32) for view in trainer.views}
     data, preprocess = trainer.settings.data, trainer.model.preprocess
-    if data.weak.get('min_area'):
-        preprocess = dataclasses.replace(
-            preprocess, crop=1.0
-        )  # A random crop is seen whole; evaluation has the centre.
+    if data.weak.get('min_area'):  # A random crop is seen whole; evaluation has the centre.
+        preprocess = dataclasses.replace(preprocess, crop=1.0)
     made: dict[View, jax.Array] = {}
     for name, augmentation in trainer.augmentations.items():
         views = [view for view in trainer.views if view.augmentation == name]
@@ -27,12 +27,9 @@ def make_views(trainer: Trainer, state: TrainState, batch: Batch) -> dict[View, 
         # All views of an augmentation at once: it is compiled once, and one pass over more images is faster.
         images = [batch[view.stream]['images'] for view in views]
         keys = [stream_key(state.seed, str(view), state.step) for view in views]
-        unlabeled = augmentation
-        if data.unlabeled_min_area:
-            unlabeled = dataclasses.replace(augmentation, min_area=data.unlabeled_min_area)
         draws = [
-            (unlabeled if view.stream == 'unlabeled' else augmentation).draw(key, x.shape)
-            for view, key, x in zip(views, keys, images, strict=True)
+            _of_stream(augmentation, view.stream, data).draw(key, x.shape, view.draw)
+            for key, x, view in zip(keys, images, views, strict=True)
         ]
         draws = jax.tree.map(lambda *x: concatenate(x), *draws)
         augmented = _on_every_device(augmentation.apply)(draws, concatenate(images))
@@ -40,6 +37,13 @@ def make_views(trainer: Trainer, state: TrainState, batch: Batch) -> dict[View, 
         parts = split(preprocess(augmented), [copies * len(x) for x in images])
         made |= dict(zip(views, parts, strict=True))
     return {view: made[view] for view in trainer.views}
+
+
+def _of_stream(augmentation: Any, stream: str, data: Data) -> Any:
+    """Returns the augmentation as a stream has it: the crops of unlabeled images may have an area of their own."""
+    if stream == 'unlabeled' and data.unlabeled_min_area and hasattr(augmentation, 'min_area'):
+        return dataclasses.replace(augmentation, min_area=data.unlabeled_min_area)
+    return augmentation
 
 
 def concatenate(arrays: Sequence[jax.Array]) -> jax.Array:

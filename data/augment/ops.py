@@ -123,20 +123,20 @@ def _recolour(name: str, planes: jax.Array, m: jax.Array) -> jax.Array:
         case 'Solarize':
             return jnp.where(planes < m, planes, 255 - planes)
         case 'Brightness':
-            return _blend(0, planes, m)
+            return blend(0, planes, m)
         case 'Color':
-            return _blend(_luma(planes), planes, m)
+            return blend(luma(planes), planes, m)
         case 'Contrast':
-            return _blend(_mean(_luma(planes)), planes, m)
+            return blend(mean(luma(planes)), planes, m)
         case 'Sharpness':
-            return _blend(_smooth(planes), planes, m)
+            return blend(_smooth(planes), planes, m)
     raise ValueError(f'{name} is not one of {ENHANCEMENTS + POINTWISE}.')
 
 
 def _auto_contrast(planes):
     low = jnp.min(planes, axis=(2, 3), keepdims=True)
     span = jnp.max(planes, axis=(2, 3), keepdims=True) - low
-    return jnp.where(span > 0, _divide(255 * (planes - low), span), planes)
+    return jnp.where(span > 0, divide(255 * (planes - low), span), planes)
 
 
 def _equalize(planes):
@@ -148,24 +148,26 @@ def _equalize(planes):
     darker = (jnp.cumsum(histogram, axis=1) - histogram).reshape(-1)
     rank = darker.at[index].get(mode='promise_in_bounds')  # How many pixels are darker than this one.
     step = jnp.max(rank, axis=(2, 3), keepdims=True) // 255
-    equalized = jnp.minimum(_divide(rank + step // 2, step), 255)
+    equalized = jnp.minimum(divide(rank + step // 2, step), 255)
     return jnp.where(step > 0, equalized, planes)
 
 
-def _blend(degenerate, planes, factor):
+def blend(degenerate, planes, factor):
     """Returns PIL's blend: degenerate at factor 0, planes at 1, extrapolated beyond, clipped, truncated."""
     # The bound is never reached. It keeps the compiler from fusing product and sum, which PIL rounds each.
     change = jnp.maximum(factor * (planes - degenerate), -1024)
     return jnp.clip(degenerate + change, 0, 255).astype(jnp.int32)
 
 
-def _luma(planes):
+def luma(planes):
+    """Returns the grey levels of planes `[N, C, H, W]`, `[N, 1, H, W]`."""
     return planes if planes.shape[1] == 1 else pixels.luma(*jnp.split(planes, 3, axis=1))
 
 
-def _mean(luma):
-    area = luma.shape[2] * luma.shape[3]
-    return (2 * jnp.sum(luma, axis=(2, 3), keepdims=True) + area) // (2 * area)
+def mean(levels):
+    """Returns the mean of planes over each image, rounded, `[N, C, 1, 1]`."""
+    area = levels.shape[2] * levels.shape[3]
+    return (2 * jnp.sum(levels, axis=(2, 3), keepdims=True) + area) // (2 * area)
 
 
 def _smooth(planes):
@@ -176,10 +178,10 @@ def _smooth(planes):
     box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
     y, x = jnp.mgrid[:height, :width]
     border = (y == 0) | (y == height - 1) | (x == 0) | (x == width - 1)
-    return jnp.where(border, planes, _divide(box + 4 * planes + 6, 13))
+    return jnp.where(border, planes, divide(box + 4 * planes + 6, 13))
 
 
-def _divide(dividend, divisor):
+def divide(dividend, divisor):
     """Returns dividend // divisor of small integers >= 0 (0 // 0 is 0), in float32, which vectorizes.
 
     The half keeps exact multiples clear of the rounding of any hardware's division.

@@ -54,7 +54,7 @@ class Strong:
         """The weak part, which comes first."""
         return Weak(self.flip, self.vertical_flip, self.pad, self.min_area)
 
-    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> dict:
+    def draw(self, key: jax.Array, shape: tuple[int, ...], number: int = 1) -> dict:
         """Returns the random choices for images of shape (B, H, W, C).
 
         Returns:
@@ -66,6 +66,7 @@ class Strong:
         Raises:
             UserError: As Weak.draw does.
         """
+        del number
         batch, height, width, _ = shape
         weak_key, op_key, cutout_key = jax.random.split(key, 3)
         which, strength, coin = _uniform(op_key, (batch, _SLOTS[self.protocol], 3))

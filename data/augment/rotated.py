@@ -34,7 +34,7 @@ class Rotated:
         """The weak part."""
         return Weak(self.flip, self.vertical_flip, self.pad, self.min_area)
 
-    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> dict:
+    def draw(self, key: jax.Array, shape: tuple[int, ...], number: int = 1) -> dict:
         """Returns turns, int32 [B, copies], and the draws of Weak, for images of shape (B, S, S, C).
 
         Each image has one draw where the rotation comes last, and each of its copies has one where it comes first.
@@ -42,6 +42,7 @@ class Rotated:
         Raises:
             UserError: Images are not square.
         """
+        del number
         batch, height, width, channels = shape
         if height != width:
             raise UserError(f'Only square images can be turned by 90 degrees, not {height} x {width} pixels.')

@@ -27,7 +27,7 @@ class Weak:
         check_range('data.weak.pad', self.pad, 0)
         check_range('data.weak.min_area', self.min_area, 0, 1)
 
-    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> dict[str, jax.Array]:
+    def draw(self, key: jax.Array, shape: tuple[int, ...], number: int = 1) -> dict[str, jax.Array]:
         """Returns the random choices for images of shape (B, H, W, C).
 
         Returns:
@@ -39,6 +39,7 @@ class Weak:
         Raises:
             UserError: pad is not less than H and W: reflection has nothing more to show.
         """
+        del number
         batch, height, width, _ = shape
         if self.pad >= min(height, width):
             raise UserError(f'pad={self.pad} must be less than the image, {height} x {width} pixels.')
