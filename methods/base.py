@@ -92,6 +92,26 @@ class DataSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class Start:
+    """What a method sees of a run before its first step.
+
+    Attributes:
+        images: All labeled images, not augmented, uint8 `[N, H, W, C]`.
+        labels: Their classes, int32 `[N]`.
+        params, batch_stats: Of the network when training begins.
+        forward: `(params, images, batch_stats) -> outputs` preprocesses images and runs the network as in evaluation.
+        key: For whatever is random in it.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    params: Any
+    batch_stats: Any
+    forward: Callable[[Any, jax.Array, Any], dict[str, jax.Array]]
+    key: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
 class Inputs:
     """What a loss sees of one step.
 
@@ -182,6 +202,11 @@ class Method:
         """Returns the method's own state (thresholds, class distributions, queues), a pytree of arrays."""
         del data
         return ()
+
+    def prepare(self, state: Any, start: Start) -> Any:
+        """Returns the state before the first step, after a look at the labeled images. Called once in a run."""
+        del start
+        return state
 
     def loss(self, inputs: Inputs, state: Any) -> Loss:
         """Returns the loss of one step. Pure; called inside the compiled step."""

@@ -24,10 +24,11 @@ class EfficientNetLite0(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
         def conv_norm(x: jax.Array, features: int, conv: str, norm: str, size=1, stride=1, groups=1) -> jax.Array:
-            x = Conv(features, size, stride, groups, same=True, name=conv)(x)
-            return BatchNorm(self.bn_momentum, self.bn_epsilon, name=norm)(x, train)
+            convolved[conv] = Conv(features, size, stride, groups, same=True, name=conv)(x)
+            return BatchNorm(self.bn_momentum, self.bn_epsilon, name=norm)(convolved[conv], train)
 
-        outputs = {}
+        outputs: dict[str, jax.Array] = {}
+        convolved: dict[str, jax.Array] = {}
         x = nn.relu6(conv_norm(images, 32, 'conv_stem', 'bn0', 3, 2))
         number, total = 0, sum(stage[-1] for stage in _STAGES)
         for stage, (size, stage_stride, expansion, out, blocks) in enumerate(_STAGES):
@@ -44,7 +45,7 @@ class EfficientNetLite0(nn.Module):
                     y = x + Dropout(rate, whole='image', name=name + 'drop_path')(y, train)
                 x = y
                 number += 1
-            outputs[f'stage{stage + 1}'] = x
+            outputs |= {f'stage{stage + 1}': x, name + 'project_conv': convolved[name + 'project_conv']}
         x = nn.relu6(conv_norm(x, 1280, 'conv_head', 'bn1'))
         return outputs | {'features': x.mean(axis=(1, 2))}
 

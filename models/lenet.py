@@ -15,17 +15,15 @@ class LeNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
-        def stage(x: jax.Array, features: int, number: int, rate: float) -> jax.Array:
-            x = Conv(features, kernel_size=5, bias=True, name=f'conv{number}')(x)
+        outputs, x = {}, images
+        for i, (features, rate) in enumerate(((20, 0.0), (50, 0.5)), 1):
+            x = Conv(features, kernel_size=5, bias=True, name=f'conv{i}')(x)
             x = x[:, 2:-2, 2:-2]  # Without padding: only where the kernel lies inside.
-            x = Dropout(rate, whole='channel', name=f'conv{number}_drop')(x, train)
-            return nn.relu(nn.max_pool(x, (2, 2), strides=(2, 2)))
-
-        stage1 = stage(images, 20, 1, 0.0)
-        stage2 = stage(stage1, 50, 2, 0.5)
-        x = nn.relu(Dense(500, name='dense')(stage2.reshape(len(images), -1)))
-        features = Dropout(0.5, name='dense_drop')(x, train)
-        return {'stage1': stage1, 'stage2': stage2, 'features': features}
+            outputs[f'conv{i}'] = x
+            x = Dropout(rate, whole='channel', name=f'conv{i}_drop')(x, train)
+            x = outputs[f'stage{i}'] = nn.relu(nn.max_pool(x, (2, 2), strides=(2, 2)))
+        x = nn.relu(Dense(500, name='dense')(x.reshape(len(images), -1)))
+        return outputs | {'features': Dropout(0.5, name='dense_drop')(x, train)}
 
     def order(self) -> list[tuple[str, ...]]:
         """Names with which the layers of each block begin, from the images to the features."""
@@ -47,7 +45,7 @@ class DTN(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
         outputs, x = {}, images
         for i, (features, rate) in enumerate(((64, 0.1), (128, 0.3), (256, 0.5)), 1):
-            x = Conv(features, kernel_size=5, stride=2, name=f'conv{i}')(x)
+            x = outputs[f'conv{i}'] = Conv(features, kernel_size=5, stride=2, name=f'conv{i}')(x)
             x = BatchNorm(self.bn_momentum, self.bn_epsilon, name=f'conv{i}_norm')(x, train)
             x = nn.relu(Dropout(rate, whole='channel', name=f'conv{i}_drop')(x, train))
             outputs[f'stage{i}'] = x

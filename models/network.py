@@ -20,10 +20,10 @@ class Network(nn.Module):
     """Maps normalised images `[N, H, W, C]`, or features `[N, D]` they gave before, to every named output.
 
     Attributes:
-        backbone: Maps `(images, train)` to {'features': `[N, D]`, and the feature map `[N, h, w, c]` at the end of
-            every stage, by name}. Plain Flax, with `models.layers.BatchNorm` for batch norm. Its
-            method `order()`, if it has one, returns the names with which the layers of each block begin, from the
-            images to the features; otherwise each layer is a block.
+        backbone: Maps `(images, train)` to {'features': `[N, D]`, the feature map `[N, h, w, c]` at the end of every
+            stage, by name, and the output of the stage's last convolution, by the name of that layer}. Plain Flax,
+            with `models.layers.BatchNorm` for batch norm. Its method `order()`, if it has one, returns the names with
+            which the layers of each block begin, from the images to the features; otherwise each layer is a block.
         num_classes: Of the classifier.
         heads: {name of an output beside 'features' and 'logits': widths of its layers on top of the features; 0 is as
             wide as the features}.

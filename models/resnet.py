@@ -26,8 +26,8 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
         def conv_norm(x: jax.Array, features: int, conv: str, norm: str, size: int, stride: int = 1, groups: int = 1):
-            x = Conv(features, size, stride, groups, name=conv)(x)
-            return BatchNorm(self.bn_momentum, self.bn_epsilon, name=norm)(x, train)
+            convolved[conv] = Conv(features, size, stride, groups, name=conv)(x)
+            return BatchNorm(self.bn_momentum, self.bn_epsilon, name=norm)(convolved[conv], train)
 
         def block(x: jax.Array, features: int, name: str, stride: int) -> jax.Array:
             def layer(x: jax.Array, number: int, features: int, size: int, **settings) -> jax.Array:
@@ -46,7 +46,8 @@ class ResNet(nn.Module):
                 x = conv_norm(x, out, f'{name}downsample_0', f'{name}downsample_1', 1, stride)
             return nn.relu(x + y)
 
-        outputs = {}
+        outputs: dict[str, jax.Array] = {}
+        convolved: dict[str, jax.Array] = {}
         x = nn.relu(conv_norm(images, 64, 'conv1', 'bn1', *((3, 1) if self.small_images else (7, 2))))
         if not self.small_images:
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
@@ -54,7 +55,8 @@ class ResNet(nn.Module):
             for i in range(blocks):
                 stride = 2 if stage > 0 and i == 0 else 1
                 x = block(x, 64 * 2**stage, f'layer{stage + 1}_{i}_', stride)
-            outputs[f'layer{stage + 1}'] = x
+            last = f'layer{stage + 1}_{blocks - 1}_conv{3 if self.bottleneck else 2}'
+            outputs |= {f'layer{stage + 1}': x, last: convolved[last]}
         return outputs | {'features': x.mean(axis=(1, 2))}
 
     def order(self) -> list[tuple[str, ...]]:
@@ -77,7 +79,7 @@ class BiT(nn.Module):
         def norm_act(x: jax.Array, name: str) -> jax.Array:
             return nn.relu(GroupNorm(name=name)(x))
 
-        outputs = {}
+        outputs: dict[str, jax.Array] = {}
         x = conv(images, 64 * self.width, 'stem', 7, 2)
         # Zeros around the image, not minus infinity: there is no ReLU before, so it makes a difference.
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -92,8 +94,9 @@ class BiT(nn.Module):
                     x = conv(y, out, name + 'shortcut', stride=stride)
                 y = norm_act(conv(y, out // 4, name + 'conv1'), name + 'norm2')
                 y = norm_act(conv(y, out // 4, name + 'conv2', 3, stride), name + 'norm3')
-                x = x + conv(y, out, name + 'conv3')
-            outputs[f'stage{stage + 1}'] = x
+                y = conv(y, out, name + 'conv3')
+                x = x + y
+            outputs |= {f'stage{stage + 1}': x, name + 'conv3': y}
         return outputs | {'features': norm_act(x, 'norm').mean(axis=(1, 2))}
 
     def order(self) -> list[tuple[str, ...]]:

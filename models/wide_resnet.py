@@ -30,7 +30,7 @@ class WideResNet(nn.Module):
             x = BatchNorm(self.bn_momentum, self.bn_epsilon, name=name)(x, train)
             return nn.leaky_relu(x, self.negative_slope)
 
-        outputs = {}
+        outputs: dict[str, jax.Array] = {}
         x = Conv(16, name='stem')(images)
         for stage, blocks in enumerate(self.blocks):
             features = 16 * self.width * 2**stage
@@ -46,7 +46,7 @@ class WideResNet(nn.Module):
                 if x.shape[-1] != features:
                     x = Conv(features, kernel_size=1, stride=stride, name=name + 'shortcut')(x)
                 x = x + y
-            outputs[f'stage{stage + 1}'] = x
+            outputs |= {f'stage{stage + 1}': x, name + 'conv2': y}
         return outputs | {'features': norm_act(x, 'norm').mean(axis=(1, 2))}
 
     def order(self) -> list[tuple[str, ...]]:

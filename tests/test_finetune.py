@@ -8,6 +8,7 @@ import functools
 import importlib
 import json
 import shutil
+import types
 
 import fakes
 import jax
@@ -22,9 +23,9 @@ import models
 from configs import finetune
 from errors import UserError
 from methods import terms
-from methods.base import IMAGES, JOINT, LABELED, Loss, Method
+from methods.base import IMAGES, JOINT, LABELED, Loss, Method, Start
 from models import layers
-from train import checkpoint, experiment, losses, optimizer
+from train import checkpoint, evaluation, experiment, loop, losses, optimizer
 from train import mesh as mesh_lib
 from train import run as run_lib
 from train import settings as settings_lib
@@ -181,8 +182,9 @@ def test_regularisers_begin_at_zero_and_keep_where_training_began(regularised):
     start, now = flat(run.state.params), flat(after.params)
     assert_equal({k: v for k, v in start.items() if k.split('/')[0] != 'head'}, flat(after.methods['l2_sp']))
     source = after.methods['delta']
-    assert_equal(run.state.params, source['params'])
+    assert_equal({k: v for k, v in run.state.params.items() if k != 'head'}, source['params'])
     assert_equal(run.state.batch_stats, source['batch_stats'])
+    assert source['attention'].keys() == {k for k in BACKBONE if k not in NORMS}
     assert logged[2]['delta/loss'] > 1e-7
     distance = np.sqrt(sum(np.square(now[k] - start[k]).sum() for k in now if not k.startswith('head')))
     assert logged[2]['l2_sp/from_start'] == pytest.approx(distance, rel=1e-5)
@@ -737,13 +739,14 @@ def test_l2_sp_is_zero_where_training_begins():
 
 
 def maps(params, images, batch_stats=None):
-    """A network with two feature maps; in training its 'statistics' are the batch's mean."""
+    """A network of two convolutions of a pixel; in training its 'statistics' are the batch's mean."""
     mean = images.mean((0, 1, 2)) if batch_stats is None else batch_stats['norm']['mean']
-    first = (images - mean) * params['stem']['kernel']
-    second = first[:, ::2, ::2] ** 2 * params['norm']['scale']
+    first = (images - mean) @ params['stem']['kernel'][0, 0]
+    second = first[:, ::2, ::2] ** 2 @ params['conv']['kernel'][0, 0]
     features = second.mean((1, 2))
-    logits = features @ params['head']['kernel']
-    return {'stage1': first, 'stage2': second, 'features': features, 'logits': logits}, {'norm': {'mean': mean}}
+    logits = features @ params['head']['kernel'] + params['head']['bias']
+    outputs = {'stem': first, 'stage1': first**2, 'conv': second, 'features': features, 'logits': logits}
+    return outputs, {'norm': {'mean': mean}}
 
 
 def delta_example():
@@ -752,41 +755,155 @@ def delta_example():
 
     def params():
         return {
-            'stem': {'kernel': rng.standard_normal(4)},
-            'norm': {'scale': rng.standard_normal(4)},
-            'head': {'kernel': rng.standard_normal((4, 3))},
+            'stem': {'kernel': rng.standard_normal((1, 1, 1, 4))},
+            'conv': {'kernel': rng.standard_normal((1, 1, 4, 6))},
+            'head': {'kernel': rng.standard_normal((6, 3)), 'bias': rng.standard_normal(3)},
         }
 
     batch_stats = {'norm': {'mean': rng.standard_normal(1)}}
     return {'params': params(), 'batch_stats': batch_stats}, params(), np.float64(fakes.images(3)[LABELED])
 
 
-def test_delta_is_half_the_squared_distance_of_the_feature_maps():
-    method = methods.create('delta', {'alpha': 0.4})
+@pytest.mark.parametrize('attention', [True, False])
+def test_delta_is_the_authors_sum_over_feature_maps_and_the_head(attention):
+    """Written from lixingjian/DELTA, train.py: reg_att_fea_map or reg_fea_map, and reg_classifier."""
+    method = methods.create('delta', {'alpha': 0.4, 'beta': 0.3, 'attention': attention})
+    weights = {'stem': np.array([0.1, 0.2, 0.3, 0.4]), 'conv': np.array([0.3, 0.1, 0.2, 0.05, 0.15, 0.2])}
     with jax.enable_x64(True):
         variables, now, images = delta_example()
-        state = method.init_state(spec(**variables))
+        state = method.init_state(spec(**variables)) | {'attention': weights}
         inputs = dataclasses.replace(fakes.inputs(method), images={LABELED: images}, forward=maps)
 
-        def loss(params, batch_stats=None, state=state):
+        def loss(params, batch_stats=None):
             outputs, _ = maps(params, images, batch_stats)
             changed = dataclasses.replace(inputs, params=params, outputs={LABELED: outputs})
             return method.loss(changed, state).loss
 
-        start, mean = variables['params'], variables['batch_stats']['norm']['mean']
-        # By hand: images of one channel, so both maps are products.
-        x, z = images - images.mean(), images - mean
-        w, w0, s, s0 = (p[k][leaf] for k, leaf in (('stem', 'kernel'), ('norm', 'scale')) for p in (now, start))
-        first = x * w - z * w0
-        second = (x[:, ::2, ::2] * w) ** 2 * s - (z[:, ::2, ::2] * w0) ** 2 * s0
-        close(loss(now), 0.4 * (np.mean(first**2) + np.mean(second**2)) / 2, rtol=1e-10)
+        start, running = variables['params'], variables['batch_stats']
+        expected, slope = 0.0, np.zeros((1, 1, 4, 6))
+        for layer in ('stem', 'conv'):
+            difference = maps(now, images)[0][layer] - maps(start, images, running)[0][layer]
+            _, h, w, c = difference.shape
+            for image in difference:
+                for j in range(c):
+                    factor = c * weights[layer][j] / (h * w) if attention else 1
+                    expected += 0.4 * 0.5 * factor * np.linalg.norm(image[..., j]) ** 2
+        for leaf in now['head'].values():
+            expected += 0.3 * 0.5 * np.linalg.norm(leaf) ** 2
+        close(loss(now), expected, rtol=1e-10)
         # The same statistics and parameters: the same maps.
-        assert loss(start, variables['batch_stats']) == 0
+        close(loss(start, running), sum(0.15 * np.square(leaf).sum() for leaf in start['head'].values()), rtol=1e-10)
         check_grads(loss, (now,), order=1, modes=['rev'])
         # All of the gradient comes through the network that learns: the source is a constant.
         gradient = jax.grad(loss)(now)
-        close(gradient['norm']['scale'], 0.4 * np.mean(second * (x[:, ::2, ::2] * w) ** 2, (0, 1, 2)) / 4, rtol=1e-10)
-        assert not np.any(gradient['head']['kernel'])
+        factor = 6 * weights['conv'] / (h * w) if attention else 1
+        slope = np.einsum('nhwi,nhwj->ij', maps(now, images)[0]['stem'][:, ::2, ::2] ** 2, factor * difference)
+        close(gradient['conv']['kernel'][0, 0], 0.4 * slope, rtol=1e-10)
+        for leaf, value in now['head'].items():
+            close(gradient['head'][leaf], 0.3 * value, rtol=1e-10)
+
+
+def authors_attention(images, labels, variables):
+    """lixingjian/DELTA, channel_eval.py (train_classifier, feature_weight) and train.py (channel_weights), in NumPy."""
+    params, running = variables['params'], variables['batch_stats']
+    size = len(images) // -(-len(images) // 32)
+    batches = [slice(i, i + size) for i in range(0, len(images) - size + 1, size)]
+
+    def cross_entropy(head, features, labels):
+        logits = features @ head['kernel'] + head['bias']
+        return (np.logaddexp.reduce(logits, -1) - logits[np.arange(len(labels)), labels]).mean()
+
+    features = maps(params, images, running)[0]['features']
+    head = {leaf: value.copy() for leaf, value in params['head'].items()}
+    momentum = {leaf: np.zeros_like(value) for leaf, value in head.items()}
+    rate = 0.01
+    for _ in range(10):
+        for batch in batches:
+            logits = features[batch] @ head['kernel'] + head['bias']
+            p = np.exp(logits - np.logaddexp.reduce(logits, -1)[:, None])
+            error = (p - np.eye(3)[labels[batch]]) / size
+            slopes = {'kernel': features[batch].T @ error, 'bias': error.sum(0)}
+            for leaf, slope in slopes.items():
+                momentum[leaf] = 0.9 * momentum[leaf] + slope + 1e-4 * head[leaf]
+                head[leaf] -= rate * momentum[leaf]
+        rate *= np.exp(np.log(0.1) / 6)
+    attention = {}
+    for layer in ('stem', 'conv'):
+        increases = np.zeros(params[layer]['kernel'].shape[-1])
+        for i, batch in enumerate(batches[:4]):
+            before = cross_entropy(head, features[batch], labels[batch])
+            for j in range(len(increases)):
+                kernel = params[layer]['kernel'].copy()
+                kernel[..., j] = 0
+                without = maps({**params, layer: {'kernel': kernel}}, images[batch], running)[0]['features']
+                increase = cross_entropy(head, without, labels[batch]) - before
+                increases[j] = (i * increases[j] + increase) / (i + 1)
+        z = (increases - np.mean(increases)) / np.std(increases)
+        attention[layer] = np.exp(z / 5) / np.exp(z / 5).sum()
+    return attention
+
+
+@pytest.mark.parametrize('size', [20, 50, 155])
+def test_deltas_attention_is_the_authors(size, monkeypatch):
+    method = methods.create('delta', {})
+    # Batches in order, so that NumPy can have the same.
+    monkeypatch.setattr(jax.random, 'permutation', lambda key, n: jnp.arange(n))
+    rng = np.random.default_rng(6)
+    images, labels = rng.standard_normal((size, 4, 4, 1)), rng.integers(0, 3, size)
+    with jax.enable_x64(True):
+        variables, _, _ = delta_example()
+        state = method.init_state(spec(**variables))
+        start = Start(images, labels, **variables, forward=lambda *args: maps(*args)[0], key=jax.random.key(0))
+        found = method.prepare(state, start)
+        assert found.keys() == state.keys()
+        expected = authors_attention(images, labels, variables)
+        for layer, values in expected.items():
+            assert np.unique(values.round(6)).size == len(values)
+            close(found['attention'][layer], values, rtol=1e-6)
+        unweighted = methods.create('delta', {'attention': False})
+        assert unweighted.prepare(state, start) is state
+
+
+class Notes(Method):
+    """Keeps what it sees before the first step."""
+
+    def __init__(self):
+        self.starts = []
+
+    def views(self):
+        return {LABELED: JOINT}
+
+    def prepare(self, state, start):
+        self.starts.append(start)
+        return jnp.float32(1)
+
+    def init_state(self, data):
+        return jnp.float32(0)
+
+    def loss(self, inputs, state):
+        return Loss(inputs.outputs[LABELED]['logits'].sum(), state)
+
+
+def test_a_method_sees_the_labeled_images_and_the_network_once_before_the_first_step(begin, mesh):
+    run = begin()
+    trainer = dataclasses.replace(run.trainer, methods={'notes': Notes()})
+    latest = [None]
+    checkpoints = types.SimpleNamespace(latest=lambda like: latest[0])
+    first = loop._latest_or_new(trainer, run.streams, checkpoints, mesh)
+    assert first.methods == {'notes': 1}
+    (start,) = trainer.methods['notes'].starts
+    labeled = run.streams.indices['labeled']
+    np.testing.assert_array_equal(start.images, run.streams.images[labeled])
+    np.testing.assert_array_equal(start.labels, run.streams.labels[labeled])
+    assert_equal(start.params, run.state.params)
+    assert_equal(start.batch_stats, run.state.batch_stats)
+    predicted = evaluation.create(trainer, mesh)(start.params, start.batch_stats, start.images)
+    outputs = jax.jit(start.forward)(start.params, jnp.asarray(start.images), start.batch_stats)
+    close(outputs['logits'], predicted, rtol=1e-4)
+    # A run that goes on has seen them.
+    latest[0] = first
+    assert loop._latest_or_new(trainer, run.streams, checkpoints, mesh) is first
+    assert len(trainer.methods['notes'].starts) == 1
 
 
 def penalty(method, features):

@@ -245,6 +245,17 @@ def test_unknown_names_say_what_is_valid():
         models.create('wide_resnet', 10, batch_norm='adabn', frozen_statistics=True)
 
 
+# Those of ResNet-50 are the ones that DELTA's authors compare (lixingjian/DELTA, train.py).
+LAST_CONVOLUTIONS = {
+    'wide_resnet': {f'stage{i}_block4_conv2' for i in (1, 2, 3)},
+    'resnet18': {f'layer{i}_1_conv2' for i in (1, 2, 3, 4)},
+    'resnet50': {'layer1_2_conv3', 'layer2_3_conv3', 'layer3_5_conv3', 'layer4_2_conv3'},
+    'bit_r50x1': {'stage1_block3_conv3', 'stage2_block4_conv3', 'stage3_block6_conv3', 'stage4_block3_conv3'},
+    'efficientnet_lite0': {f'blocks_{i}_project_conv' for i in (0, 2, 4, 7, 10, 14, 15)},
+    'dtn': {'conv1', 'conv2', 'conv3'},
+}
+
+
 @pytest.mark.parametrize('name', models.MODELS)
 @pytest.mark.parametrize('channels', [1, 3])
 def test_every_network_takes_gray_and_color_and_names_what_it_computes(name, channels):
@@ -258,7 +269,13 @@ def test_every_network_takes_gray_and_color_and_names_what_it_computes(name, cha
     assert found['logits'].shape == (2, 7)
     assert found['rotation'].shape == (2, 4)
     assert len(found['features'].shape) == 2
-    assert any(len(x.shape) == 4 for x in found.values())
+    # Feature maps at the end of every stage, and of its last convolution.
+    maps = {output for output, x in found.items() if len(x.shape) == 4}
+    convolutions = maps & variables['params'].keys()
+    assert len(maps) == 2 * len(convolutions) > 0
+    assert convolutions == LAST_CONVOLUTIONS.get(name, convolutions)
+    for layer in convolutions:
+        assert found[layer].shape[-1] == variables['params'][layer]['kernel'].shape[-1]
     # The features again, without the backbone.
     again = outputs(found['features'])
     assert set(again) == {'features', 'logits', 'rotation'}
@@ -330,6 +347,32 @@ def test_a_head_of_width_0_is_as_wide_as_the_features(settings):
     width = settings.get('bottleneck_width', params['head']['kernel'].shape[0])
     assert params['head_projection1']['kernel'].shape == (width, width)
     assert params['head_projection2']['kernel'].shape == (width, 6)
+
+
+@pytest.mark.parametrize(
+    ('name', 'settings'),
+    [
+        ('wide_resnet', {'blocks': (1, 1), 'width': 1}),
+        ('resnet18_small', {'blocks': (1, 1)}),
+        ('bit_r50x1', {'blocks': (1, 1)}),
+        ('efficientnet_lite0', {}),
+        ('lenet', {}),
+        ('dtn', {}),
+    ],
+)
+def test_the_output_of_a_convolution_is_zero_without_its_filters(name, settings):
+    model = models.create(name, 3, **settings)
+    variables = model.init(jax.random.key(0), (16, 16, 1))
+    found = jax.eval_shape(lambda: model.apply(variables, jnp.zeros((1, 16, 16, 1)))[0])
+    convolutions = found.keys() & variables['params'].keys()
+    kernels = {layer: {**variables['params'][layer]} for layer in convolutions}
+    for leaves in kernels.values():
+        leaves['kernel'] = leaves['kernel'].at[..., 1].set(0)
+    changed = {**variables, 'params': {**variables['params'], **kernels}}
+    outputs, _ = compiled(model, train=True)(changed, random(2, 16, 16, 1))
+    for layer in convolutions:
+        assert not np.any(outputs[layer][..., 1])
+        assert np.all(np.any(outputs[layer], axis=(0, 1, 2)) == (np.arange(outputs[layer].shape[-1]) != 1))
 
 
 def test_lenet_equals_scipy():

@@ -13,12 +13,13 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from errors import unknown
+from methods.base import Start
 from train import mesh as mesh_lib
 from train import selection
 from train import step as step_lib
 from train.settings import Transfer
 from train.streams import Streams
-from train.trainer import Trainer, TrainState
+from train.trainer import Trainer, TrainState, stream_key
 
 PIXELS = 512 * 64 * 64  # of a batch; fewer images where they are large
 
@@ -119,6 +120,21 @@ def features(trainer: Trainer, streams: Streams, mesh: jax.sharding.Mesh, layer:
         return streams.map(predict, trainer.batch_sizes)
 
 
+def prepare(trainer: Trainer, streams: Streams, state: TrainState) -> TrainState:
+    """Returns the state before the first step, after every method's look at the labeled images."""
+    labeled = streams.indices['labeled']
+    start = Start(
+        images=streams.images[labeled],
+        labels=streams.labels[labeled],
+        params=state.params,
+        batch_stats=state.batch_stats,
+        forward=functools.partial(_outputs, trainer),
+        key=stream_key(state.seed, 'methods.prepare', 0),
+    )
+    prepared = {name: method.prepare(state.methods[name], start) for name, method in trainer.methods.items()}
+    return dataclasses.replace(state, methods=prepared)
+
+
 def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Returns the accuracy, in [0, 1], and the mean cross-entropy of logits `[N, C]` for labels int `[N]`."""
     logits = logits.astype(np.float64)
@@ -172,11 +188,14 @@ def _score_neighbours(
     return {'accuracy': neighbours(transfer, train, (predict(images, transfer.layer), labels))}
 
 
-def _output(trainer: Trainer, params, batch_stats, images, output: str) -> jax.Array:
+def _outputs(trainer: Trainer, params, images, batch_stats) -> dict[str, jax.Array]:
     if images.ndim == 4:
         images = trainer.model.preprocess(images.astype(jnp.float32) / 255)
-    variables = {'params': params, 'batch_stats': batch_stats}
-    outputs = trainer.model.apply(variables, images)[0]
+    return trainer.model.apply({'params': params, 'batch_stats': batch_stats}, images)[0]
+
+
+def _output(trainer: Trainer, params, batch_stats, images, output: str) -> jax.Array:
+    outputs = _outputs(trainer, params, images, batch_stats)
     if output not in outputs:
         raise unknown('output of the network', output, outputs)
     values = outputs[output]

@@ -85,7 +85,7 @@ def _latest_or_new(trainer: Trainer, streams: Streams, checkpoints: Checkpoints,
     seed = trainer.settings.seed
     batch = mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, seed, 0))
     new = mesh_lib.put_replicated(mesh, step_lib.init(trainer, batch))
-    return checkpoints.latest(like=new) or new
+    return checkpoints.latest(like=new) or mesh_lib.put_replicated(mesh, evaluation.prepare(trainer, streams, new))
 
 
 @contextlib.contextmanager
