@@ -82,7 +82,8 @@ class Distorted:
         uniform = jax.random.uniform(key, (batch, 15 + 2 * _ATTEMPTS))
         jitter, order, before, hue, gray, blurred, sigma, solarized = uniform[:, :8].T
         factors, place, flip, attempts = jnp.split(uniform[:, 8:], [3, 5, 7], axis=1)
-        sides = self._sides(*jnp.split(attempts, 2, axis=1), height, width)
+        area, ratio = jnp.split(attempts, 2, axis=1)
+        sides = self._sides(area, ratio, height, width)
         corner = place * (jnp.asarray([height, width]) - sides + 1)
         jitter = jitter < self.jitter
         most = jnp.asarray([self.brightness, self.contrast, self.saturation])
