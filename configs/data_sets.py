@@ -72,6 +72,13 @@ class DataSet:
         """Number of labels where none is asked for."""
         return 20 if 20 % self.classes == 0 else 4 * self.classes
 
+    def least_crop(self, published: float) -> float:
+        """Returns the least area of a random crop, as a fraction of the image: the published one, if it shows enough.
+
+        That is 5x5 pixels, and of a character, which is told by its parts, at least a fifth.
+        """
+        return max(published, 25 / self.side**2, 0.0 if self.mirrored else 0.2)
+
     @property
     def settings(self) -> dict[str, Any]:
         """{setting: value} that follow from the images; augmentations are in proportion to those of CIFAR-10."""
@@ -84,8 +91,7 @@ class DataSet:
             'data.weak.pad': self.side // 8,
             'data.strong.translate': round(self.side * 10 / 32),
             'data.strong.cutout': self.side // 2,
-            # A crop shows at least 5x5 pixels.
-            'data.distorted.scale': (max(0.2, 25 / self.side**2), 1.0),
+            'data.distorted.scale': (self.least_crop(0.2), 1.0),
         }
 
 

@@ -24,9 +24,9 @@ class Distorted:
     From SimCLR (Chen et al. 2020, arXiv:2002.05709). The defaults are those of CoMatch's code for CIFAR
     (datasets/cifar.py of github.com/salesforce/CoMatch) and of SimSiam on CIFAR (arXiv:2011.10566, appendix D). The
     arithmetic is that of torchvision's transforms on PIL images, which the codes of CoMatch, SimSiam, Barlow Twins and
-    VICReg use; SimCLR's and BYOL's differ in detail: floating point, crops of uniform instead of log-uniform ratio, and
-    a blur by a Gaussian cut off at 5 % of the image's side instead of PIL's box filters. Gray images have no saturation
-    and no hue.
+    VICReg use; SimCLR's and BYOL's differ in detail: floating point, a blur by a Gaussian cut off at 5 % of the image's
+    side instead of PIL's box filters, and SimCLR's crops a uniform instead of log-uniform ratio. Gray images have no
+    saturation and no hue.
     """
 
     flip: bool = True  # As in Weak.
@@ -82,8 +82,8 @@ class Distorted:
         uniform = jax.random.uniform(key, (batch, 15 + 2 * _ATTEMPTS))
         jitter, order, before, hue, gray, blurred, sigma, solarized = uniform[:, :8].T
         factors, place, flip, attempts = jnp.split(uniform[:, 8:], [3, 5, 7], axis=1)
-        areas, ratios = jnp.split(attempts, 2, axis=1)
-        sides = self._sides(areas, ratios, height, width)
+        area, ratio = jnp.split(attempts, 2, axis=1)
+        sides = self._sides(area, ratio, height, width)
         corner = place * (jnp.asarray([height, width]) - sides + 1)
         jitter = jitter < self.jitter
         most = jnp.asarray([self.brightness, self.contrast, self.saturation])
