@@ -38,7 +38,7 @@ class MMD(Method):
         source, target = inputs.outputs[LABELED], inputs.outputs[WEAK]
         distance = _squared_distances(jnp.concatenate([source['features'], target['features']]))
         mean = jnp.maximum(jax.lax.stop_gradient(distance.mean()), 1e-12)
-        kernel = sum(jnp.exp(-distance / (2 * scale * mean)) for scale in self.scales)
+        kernel = jnp.stack([jnp.exp(-distance / (2 * scale * mean)) for scale in self.scales]).sum(0)
         if self.joint:
             p = jax.nn.softmax(jnp.concatenate([source['logits'], target['logits']]))
             kernel *= jnp.exp(-_squared_distances(p) / (2 * 0.92**2))
