@@ -183,10 +183,10 @@ _MINUTES_METHODS: dict[str, dict[str, Any]] = {
 MINUTES_OF_ADAPTATION = Adaptation(MINUTES | _ADAPTATION, methods=_MINUTES_METHODS)
 
 # TLlib's (github.com/thuml/Transfer-Learning-Library at c4aa59e, examples/domain_adaptation/image_classification: the
-# scripts *.sh, and the defaults in *.py). It has none for AdaBN and the upper bound, which train as ERM does (source
-# only), for CORAL, which is as DANN, and for AdaMatch, whose own code's (google-research/adamatch) are added to DANN's.
-# What else differs: weight decay is on kernels only, and FixMatch's strong view, timm's 'rand-m10-n2-mstd2' there, is
-# FixMatch's own RandAugment without cutout, with translations by up to timm's 45 % of the side.
+# scripts *.sh, and the defaults in *.py). AdaBN and the upper bound train as its ERM (source only), CORAL as its DANN,
+# and AdaMatch, too, with the ratio and the averaging of its own code (google-research/adamatch). What differs: weight
+# decay is on kernels only, and FixMatch's strong view, timm's 'rand-m10-n2-mstd2' there, is FixMatch's own RandAugment
+# without cutout, with translations by up to timm's 45 % of the side.
 
 
 def _steps(steps: int, gamma: float = 1e-3) -> dict[str, Any]:
