@@ -234,6 +234,194 @@ def test_domain_adaptation_can_be_traced(arg):
         assert new.params['head']['kernel'].shape[0] == settings.model['bottleneck_width']
 
 
+# What TLlib's scripts for Office-31, Office-Home, VisDA, DomainNet and digits pass, or have by default
+# (github.com/thuml/Transfer-Learning-Library, examples/domain_adaptation/image_classification/*.sh and *.py):
+# --lr, --lr-gamma, --wd, -b, --epochs * -i, --bottleneck-dim (0: no such layer).
+TLLIB = {
+    'office31/amazon,target=office31/webcam': {
+        'erm.py': (0.001, 0.0003, 0.0005, 32, 5 * 500, 0),
+        'dann.py': (0.01, 0.001, 0.001, 32, 20 * 1000, 256),
+        'cdan.py': (0.01, 0.001, 0.001, 32, 20 * 1000, 256),
+        'dan.py': (0.003, 0.0003, 0.0005, 32, 20 * 500, 256),
+        'jan.py': (0.003, 0.0003, 0.0005, 32, 20 * 500, 256),
+        'mcc.py': (0.005, 0.001, 0.001, 36, 20 * 500, 1024),
+        'fixmatch.py': (0.001, 0.0004, 0.001, 32, 20 * 1000, 256),
+    },
+    'office_home/art,target=office_home/clipart': {
+        'erm.py': (0.001, 0.0003, 0.0005, 32, 5 * 500, 0),
+        'dann.py': (0.01, 0.001, 0.001, 32, 30 * 1000, 256),
+        'cdan.py': (0.01, 0.001, 0.001, 32, 30 * 1000, 256),
+        'dan.py': (0.003, 0.0003, 0.0005, 32, 20 * 500, 256),
+        'jan.py': (0.003, 0.0003, 0.0005, 32, 20 * 500, 256),
+        'mcc.py': (0.005, 0.001, 0.001, 36, 30 * 1000, 2048),
+        'fixmatch.py': (0.003, 0.0004, 0.001, 32, 20 * 1000, 1024),
+    },
+    'visda/train,target=visda/validation': {
+        'erm.py': (0.001, 0.0003, 0.0005, 32, 20 * 1000, 0),
+        'dann.py': (0.01, 0.001, 0.001, 32, 30 * 1000, 256),
+        'cdan.py': (0.01, 0.001, 0.001, 32, 30 * 1000, 256),
+        'dan.py': (0.003, 0.0003, 0.0005, 32, 20 * 500, 256),
+        'jan.py': (0.003, 0.0003, 0.0005, 32, 20 * 500, 256),
+        'mcc.py': (0.002, 0.001, 0.001, 36, 30 * 1000, 256),
+        'fixmatch.py': (0.003, 0.0004, 0.001, 32, 20 * 1000, 2048),
+    },
+    'domainnet/clipart,target=domainnet/painting': {
+        'erm.py': (0.01, 0.0003, 0.0005, 32, 20 * 2500, 0),
+        'dann.py': (0.01, 0.001, 0.001, 32, 30 * 2500, 1024),
+        'cdan.py': (0.01, 0.001, 0.001, 32, 30 * 2500, 1024),
+        'dan.py': (0.003, 0.0003, 0.0005, 32, 30 * 2500, 1024),
+        'jan.py': (0.003, 0.0003, 0.0005, 32, 30 * 2500, 1024),
+        'mcc.py': (0.005, 0.001, 0.001, 32, 30 * 2500, 2048),
+    },
+    'mnist,target=usps': {
+        'erm.py': (0.01, 0.0003, 0.0005, 128, 20 * 2500, 0),
+        'dann.py': (0.01, 0.001, 0.001, 128, 20 * 2500, 256),
+        'cdan.py': (0.01, 0.001, 0.001, 128, 20 * 2500, 256),
+        'dan.py': (0.01, 0.0003, 0.0005, 128, 20 * 2500, 256),
+        'jan.py': (0.01, 0.0003, 0.0005, 128, 20 * 2500, 256),
+        'mcc.py': (0.01, 0.001, 0.001, 128, 20 * 2500, 256),
+    },
+    'usps,target=mnist': {
+        'erm.py': (0.1, 0.0003, 0.0005, 128, 20 * 2500, 0),
+        'dann.py': (0.1, 0.001, 0.001, 128, 20 * 2500, 256),
+        'cdan.py': (0.1, 0.001, 0.001, 128, 20 * 2500, 256),
+        'dan.py': (0.1, 0.0003, 0.0005, 128, 20 * 2500, 256),
+        'jan.py': (0.1, 0.0003, 0.0005, 128, 20 * 2500, 256),
+        'mcc.py': (0.1, 0.001, 0.001, 128, 20 * 2500, 256),
+    },
+    'svhn,target=mnist': {
+        'erm.py': (0.1, 0.0003, 0.0005, 128, 20 * 2500, 0),
+        'dann.py': (0.03, 0.001, 0.001, 128, 20 * 2500, 256),
+        'cdan.py': (0.01, 0.001, 0.001, 128, 20 * 2500, 256),
+        'dan.py': (0.01, 0.0003, 0.0005, 128, 20 * 2500, 256),
+        'jan.py': (0.03, 0.0003, 0.0005, 128, 20 * 2500, 256),
+        'mcc.py': (0.01, 0.001, 0.001, 128, 20 * 2500, 256),
+    },
+}
+SCRIPTS = {'erm.py': ('source_only', 'adabn', 'target'), 'cdan.py': ('cdan', 'cdan_e'), 'dan.py': ('mmd',)}
+
+
+def setting(config: ml_collections.ConfigDict, name: str):
+    """Returns the value of a setting such as 'data.weak.pad'."""
+    for part in name.split('.'):
+        config = config[part]
+    return config
+
+
+@pytest.mark.parametrize('pair', TLLIB)
+def test_recipes_are_those_of_tllibs_scripts(pair):
+    for script, (rate, gamma, decay, batch_size, steps, bottleneck) in TLLIB[pair].items():
+        for name in SCRIPTS.get(script, (script.removesuffix('.py'),)):
+            config = dann.get_config(f'{pair},methods={name}')
+            expected = {
+                'optimizer.learning_rate': rate,
+                'optimizer.weight_decay': decay,
+                'optimizer.momentum': 0.9,
+                'optimizer.schedule': 'inverse',
+                'optimizer.inverse_gamma': pytest.approx(gamma * steps),
+                'optimizer.inverse_power': 0.75,
+                'batch_size': batch_size,
+                'steps': steps,
+                'ema_decay': 0.0,
+                'model.batch_norm': 'adabn' if name == 'adabn' else 'joint',
+                'model.bottleneck_width': bottleneck,
+                # tllib/alignment/dan.py and jan.py: the bottleneck of ImageClassifier
+                'model.bottleneck_norm': name != 'mmd',
+                'model.dropout': 0.5 if name in ('mmd', 'jan') else 0.0,
+            }
+            for key, value in expected.items():
+                assert setting(config, key) == value, (name, key)
+            settings_lib.from_config(config)
+
+
+SHARED = {
+    # tllib/modules/grl.py in dann.py and cdan.py: 2 / (1 + exp(-i / 1000)) - 1 at step i
+    'dann': {'office31': {'methods.dann.gamma': 20.0}, 'domainnet': {'methods.dann.gamma': 75.0}},
+    'cdan': {
+        'visda': {'methods.cdan.gamma': 30.0, 'methods.cdan.entropy': False, 'methods.cdan.randomized': 0},
+        'domainnet': {'methods.cdan.randomized': 51200, 'methods.cdan.entropy': False},  # cdan.sh: -r -rd 51200
+        'svhn_cropped': {'methods.cdan.gamma': 50.0, 'methods.cdan.randomized': 0},
+    },
+    'cdan_e': {'domainnet': {'methods.cdan.randomized': 51200, 'methods.cdan.entropy': True}},
+    # dan.py: linear unless --non-linear; jan.py: not unless --linear
+    'mmd': {'office31': {'methods.mmd.linear': True, 'methods.mmd.joint': False, 'methods.mmd.weight': 1.0}},
+    'jan': {'office31': {'methods.mmd.linear': False, 'methods.mmd.joint': True, 'methods.mmd.weight': 1.0}},
+    'mcc': {
+        'office31': {'methods.mcc.temperature': 2.5, 'methods.mcc.weight': 1.0},
+        'visda': {'methods.mcc.temperature': 3.0, 'methods.mcc.weight': 1.0},
+        'domainnet': {'methods.mcc.temperature': 2.0, 'methods.mcc.weight': 10.0},
+    },
+    'fixmatch': {
+        # -ub 96, and 32 and 64; --scale of the target 0.5 to 1, that of the source 0.08 to 1
+        'office31': {
+            'methods.fixmatch.threshold': 0.9,
+            'methods.fixmatch.statistics': 'separate',
+            'data.unlabeled_ratio': 3,
+            'data.weak.min_area': 0.08,
+            'data.unlabeled_min_area': 0.5,
+            'data.strong.translate': round(0.45 * 256),
+            'data.strong.cutout': 0,
+        },
+        'office_home': {'methods.fixmatch.threshold': 0.9, 'data.unlabeled_ratio': 1, 'data.unlabeled_min_area': 0.5},
+        # --train-resizing cen.crop
+        'visda': {'methods.fixmatch.threshold': 0.8, 'data.unlabeled_ratio': 2, 'data.unlabeled_min_area': 0.0},
+    },
+    # Not TLlib's: github.com/google-research/adamatch, domain_adaptation/adamatch.py
+    'adamatch': {
+        name: {
+            'methods.adamatch.decay': 0.999,
+            'methods.adamatch.threshold': 0.9,
+            'methods.adamatch.statistics': 'joint',
+            'data.unlabeled_ratio': 3,
+            'ema_decay': 0.999,
+            'optimizer.weight_decay': 0.001,
+        }
+        for name in ('office31', 'domainnet', 'mnist')
+    },
+    # utils.py: crops of 0.08 to 1 of the area, or the centre (224 of 256 pixels) with cen.crop; digits as they are
+    'source_only': {
+        'office31': {'data.weak.min_area': 0.08, 'data.weak.flip': True, 'data.image_size': 256},
+        'domainnet': {'data.weak.min_area': 0.08, 'data.weak.flip': True, 'data.image_size': 256},
+        'visda': {'data.weak.min_area': 0.0, 'data.weak.pad': 0, 'data.weak.flip': True, 'data.image_size': 256},
+        'usps': {'data.weak.min_area': 0.0, 'data.weak.pad': 0, 'data.weak.flip': False, 'data.image_size': 28},
+    },
+}
+
+
+@pytest.mark.parametrize('name', SHARED)
+def test_what_a_method_has_in_tllibs_scripts_beside_the_optimizer(name):
+    for data, expected in SHARED[name].items():
+        pair = next(pair for pair in [*TLLIB, 'svhn_cropped,target=mnist'] if pair.startswith(data))
+        config = dann.get_config(f'{pair},methods={name}')
+        for key, value in expected.items():
+            assert setting(config, key) == value, (data, key)
+        if data in ('office31', 'visda', 'domainnet'):
+            weights = models.pretrained.PREPROCESSING['ResNet']
+            assert (weights.resolution, weights.crop, config.model.resolution, config.model.crop) == (224, 0.875, 0, 0)
+
+
+@pytest.mark.parametrize('name', ['fixmatch', 'adamatch', 'dann+fixmatch'])
+def test_pseudo_labels_are_of_crops_of_half_the_area_and_strong_views_in_proportion(name):
+    data = dann.get_config(f'domainnet/real,target=domainnet/sketch,methods={name}').data
+    assert (data.weak.min_area, data.unlabeled_min_area) == (0.08, 0.5)
+    assert (data.strong.translate, data.strong.cutout) == (80, 128)  # 10 and 16 of 32 pixels, of 256
+    digits = dann.get_config(f'usps,target=mnist,methods={name}').data
+    assert (digits.strong.translate, digits.strong.cutout) == (9, 14)  # of 28
+    assert not digits.unlabeled_min_area
+
+
+def test_of_several_methods_each_has_its_own_hyperparameters_and_none_the_others_training():
+    config = dann.get_config('domainnet/real,target=domainnet/sketch,methods=cdan+mcc')
+    assert (config.methods.cdan.randomized, config.methods.mcc.weight, config.model.bottleneck_width) == (
+        51200,
+        10,
+        1024,
+    )
+    # A run of minutes has settings of its own for both.
+    assert dann.get_config('digits,methods=dann+fixmatch').methods.fixmatch.statistics == 'no_grad'
+    assert dann.get_config('digits,methods=adamatch').methods.adamatch.decay == 0.99
+
+
 # --- data sets without a record
 
 

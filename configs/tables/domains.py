@@ -14,6 +14,7 @@ METHODS = {
     'AdaBN': 'adabn',
     'DANN': 'dann',
     'CDAN': 'cdan',
+    'CDAN+E': 'cdan_e',
     'MCC': 'mcc',
     'CORAL': 'coral',
     'DAN': 'mmd',
