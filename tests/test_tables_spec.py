@@ -60,10 +60,10 @@ def test_golden_names():
 
 
 GOLDEN = [
-    'supervised-digits-10-a474d503',
-    'supervised-digits-40-297f8282',
-    'fixmatch+supervised-digits-10-5529d85d',
-    'fixmatch+supervised-digits-40-1b2b3b4e',
+    'supervised-digits-10-4ff1450c',
+    'supervised-digits-40-4f48a73c',
+    'fixmatch+supervised-digits-10-faca8ce7',
+    'fixmatch+supervised-digits-40-6f61b5e6',
 ]
 
 
