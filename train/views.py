@@ -16,9 +16,8 @@ def make_views(trainer: Trainer, state: TrainState, batch: Batch) -> dict[View, 
         return {view: batch[view.stream]['images'].astype(jnp.float32) for view in trainer.views}
     data, preprocess = trainer.settings.data, trainer.model.preprocess
     if data.weak.get('min_area'):
-        preprocess = dataclasses.replace(
-            preprocess, crop=1.0
-        )  # A random crop is seen whole; evaluation has the centre.
+        # A random crop is seen whole; the centre is for evaluation.
+        preprocess = dataclasses.replace(preprocess, crop=1.0)
     made: dict[View, jax.Array] = {}
     for name, augmentation in trainer.augmentations.items():
         views = [view for view in trainer.views if view.augmentation == name]
