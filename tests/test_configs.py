@@ -218,7 +218,8 @@ def test_paper_scale_steps_can_be_traced(name, data):
     'arg',
     [
         *(arg for arg in DOMAINS if arg.startswith('digits') and not arg.endswith(('=fixmatch', '=adamatch'))),
-        *('mnist,target=usps', 'svhn_cropped,target=mnist', 'office31/amazon,target=office31/dslr'),
+        *('mnist,target=usps', 'svhn_cropped,target=mnist,methods=mmd'),
+        *('office31/amazon,target=office31/dslr', 'office31/amazon,target=office31/dslr,methods=fixmatch'),
         'domainnet/real,target=domainnet/sketch,methods=cdan',
     ],
 )
