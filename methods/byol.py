@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from methods.base import JOINT, STRONG, STRONG2, Inputs, Loss, Method, View
+from methods.base import DISTORTED, DISTORTED2, JOINT, Inputs, Loss, Method, View
 from methods.terms import spread, unit
 from models.mlp import MLP
 
@@ -15,7 +15,8 @@ class BYOL(Method):
     """Equation 2, symmetrised: the mean over views of ||unit(prediction) - unit(teacher's projection of the other)||^2.
 
     The teacher's decay is the run's `ema_decay` and constant (the paper's rises to 1 by a cosine); both views pass it
-    in one batch with their own statistics. Views as in methods/simclr.py.
+    in one batch with their own statistics. The two views differ in blur and solarization (table 6, and
+    byol/utils/augmentations.py of the official code), in configs/rotation.py.
     """
 
     weight: float = 1.0
@@ -23,7 +24,7 @@ class BYOL(Method):
     width: int = 256  # of the projection
 
     def views(self) -> dict[View, str]:
-        return {STRONG: JOINT, STRONG2: JOINT}
+        return {DISTORTED: JOINT, DISTORTED2: JOINT}
 
     def mlps(self) -> dict[str, MLP]:
         return {

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from methods.base import JOINT, STRONG, STRONG2, Inputs, Loss, Method, View
+from methods.base import DISTORTED, DISTORTED2, JOINT, Inputs, Loss, Method, View
 from methods.terms import cross_entropy, spread, unit
 from models.mlp import MLP
 
@@ -13,7 +13,8 @@ from models.mlp import MLP
 class SimCLR(Method):
     """Equation 1 (NT-Xent): cross-entropy of finding an image's other view among the 2n - 1 other views of the batch.
 
-    Views here are two strong ones (RandAugment and Cutout); the paper's are crops with colour jitter and blur.
+    Views are the paper's; configs/rotation.py has its strengths, for CIFAR-10 those of appendix B.9 (no blur, jitter of
+    strength 0.5). The projection has the paper's two layers; the official code has three, and batch norm after the last.
     """
 
     weight: float = 1.0
@@ -22,7 +23,7 @@ class SimCLR(Method):
     width: int = 128  # of the projection
 
     def views(self) -> dict[View, str]:
-        return {STRONG: JOINT, STRONG2: JOINT}
+        return {DISTORTED: JOINT, DISTORTED2: JOINT}
 
     def mlps(self) -> dict[str, MLP]:
         return {'projection': MLP((self.hidden, self.width), batch_norm=True)}

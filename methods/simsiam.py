@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from methods.base import JOINT, STRONG, STRONG2, Inputs, Loss, Method, View
+from methods.base import DISTORTED, DISTORTED2, JOINT, Inputs, Loss, Method, View
 from methods.terms import spread, unit
 from models.mlp import MLP
 
@@ -14,7 +14,8 @@ from models.mlp import MLP
 class SimSiam(Method):
     """Equations 1 to 4: the mean of -cos(predictor(z1), z2) and -cos(predictor(z2), z1), from -1 to 1.
 
-    Views as in methods/simclr.py. The projection's last layer has no batch norm here (the paper's table 3: 67.4 % on
+    Views are SimCLR's, weaker, with the strengths of the official code (main_simsiam.py) in configs/rotation.py and
+    without blur on CIFAR (appendix D). The projection's last layer has no batch norm here (the paper's table 3: 67.4 % on
     ImageNet instead of 68.1 %).
     """
 
@@ -24,7 +25,7 @@ class SimSiam(Method):
     predictor: int = 512  # width of the predictor's hidden layer
 
     def views(self) -> dict[View, str]:
-        return {STRONG: JOINT, STRONG2: JOINT}
+        return {DISTORTED: JOINT, DISTORTED2: JOINT}
 
     def mlps(self) -> dict[str, MLP]:
         return {

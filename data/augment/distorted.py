@@ -24,9 +24,9 @@ class Distorted:
     From SimCLR (Chen et al. 2020, arXiv:2002.05709). The defaults are those of CoMatch's code for CIFAR
     (datasets/cifar.py of github.com/salesforce/CoMatch) and of SimSiam on CIFAR (arXiv:2011.10566, appendix D). The
     arithmetic is that of torchvision's transforms on PIL images, which the codes of CoMatch, SimSiam, Barlow Twins and
-    VICReg use; SimCLR's and BYOL's differ in detail: floating point, crops of uniform instead of log-uniform ratio, and
-    a blur by a Gaussian cut off at 5 % of the image's side instead of PIL's box filters. Gray images have no saturation
-    and no hue.
+    VICReg use; SimCLR's and BYOL's differ in detail: floating point, a blur by a Gaussian cut off at 5 % of the image's
+    side instead of PIL's box filters, and SimCLR's crops a uniform instead of log-uniform ratio. Gray images have no
+    saturation and no hue.
     """
 
     flip: bool = True  # As in Weak.
