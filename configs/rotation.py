@@ -6,8 +6,8 @@
 
 trains on the unlabeled images alone and ends with nearest neighbours, linear probe and fine-tuning with few labels,
 from the features learned and from random weights. `method=simclr`, `simsiam`, `byol`, `barlow_twins` or `vicreg` after
-the colon learns from two distorted views instead. While it trains, the test accuracy is that of the nearest neighbours; no
-label is read for anything else. Measured here: results/README.md.
+the colon learns from two distorted views instead. While it trains, the test accuracy is that of the nearest neighbours;
+no label is read for anything else. Measured here: results/README.md.
 
 cifar10 is 200 epochs of 128 images in 4 rotations with SGD, as in the paper's code (config/CIFAR10_RotNet_NIN4blocks.py
 of github.com/gidariss/FeatureLearningRotNet), whose network is another one. All methods have that schedule; their own
@@ -22,8 +22,8 @@ from configs import common
 from errors import unknown
 
 # How the authors distort, where it differs from data.distorted's defaults. Sources: SimCLR's appendix B.9 and README;
-# simsiam/main_simsiam.py; byol/utils/augmentations.py; barlowtwins/main.py; vicreg/augmentations.py. All but SimSiam's draw
-# crops from 0.08 of the area on.
+# simsiam/main_simsiam.py; byol/utils/augmentations.py; barlowtwins/main.py; vicreg/augmentations.py. All but SimSiam's
+# draw crops from 0.08 of the area on.
 _BYOL = {'interpolation': 'bicubic', 'saturation': 0.2, 'solarize': (0.0, 0.2)}
 METHODS: dict[str, dict[str, Any]] = {
     'rotation': {},
@@ -37,7 +37,7 @@ METHODS: dict[str, dict[str, Any]] = {
 _LARGE: dict[str, dict[str, Any]] = {
     'simclr': {'brightness': 0.8, 'contrast': 0.8, 'saturation': 0.8, 'hue': 0.2, 'blur': (0.5, 0.5)},
     'simsiam': {'blur': (0.5, 0.5)},
-    **dict.fromkeys(('byol', 'barlow_twins', 'vicreg'), {'blur': (1.0, 0.1)}),
+    **{method: {'blur': (1.0, 0.1)} for method in ('byol', 'barlow_twins', 'vicreg')},
 }
 
 

@@ -1,4 +1,4 @@
-"""Barlow Twins (Zbontar et al. 2021, arXiv:2103.03230): two views agree in each dimension, which tell different things."""
+"""Barlow Twins (Zbontar et al. 2021, arXiv:2103.03230): dimensions that views agree in and that differ."""
 
 import dataclasses
 

@@ -15,8 +15,8 @@ class SimSiam(Method):
     """Equations 1 to 4: the mean of -cos(predictor(z1), z2) and -cos(predictor(z2), z1), from -1 to 1.
 
     Views are SimCLR's, weaker, with the strengths of the official code (main_simsiam.py) in configs/rotation.py and
-    without blur on CIFAR (appendix D). The projection's last layer has no batch norm here (the paper's table 3: 67.4 % on
-    ImageNet instead of 68.1 %).
+    without blur on CIFAR (appendix D). The projection's last layer has no batch norm here (the paper's table 3: 67.4 %
+    on ImageNet instead of 68.1 %).
     """
 
     weight: float = 1.0

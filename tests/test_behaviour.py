@@ -199,7 +199,7 @@ class Prepared:
 
 # Methods whose config is that of another, and how it is asked for them.
 CONFIG_OF = {name: ('dann', f'methods={name}') for name in ('cdan', 'coral', 'mcc', 'mmd')} | {
-    name: ('rotation', f'method={name}') for name in ('byol', 'simclr', 'simsiam')
+    name: ('rotation', f'method={name}') for name in ('barlow_twins', 'byol', 'simclr', 'simsiam', 'vicreg')
 }
 
 

@@ -662,7 +662,7 @@ def test_cached_features_stay_with_their_labels_and_indices(make_settings, data_
         ('supervised', (), ('frozen backbone', 'conv1, ', '... would')),
         ('supervised', ('norm: 0.1', 'head: 1', '.*: 0'), ('frozen backbone', 'norm would')),
         ('fixmatch', HEAD_ONLY, ('no image', 'unlabeled.strong cannot')),
-        ('comatch', HEAD_ONLY, ('no image', 'unlabeled.strong, unlabeled.strong2')),
+        ('comatch', HEAD_ONLY, ('no image', 'unlabeled.strong, unlabeled.distorted')),
         ('vat', HEAD_ONLY, ('no image', 'unlabeled.weak cannot')),
         ('self_training', HEAD_ONLY, ('self_training would go on with another network',)),
         ('mean_teacher', HEAD_ONLY, ('no image', 'unlabeled.weak2 cannot')),  # would be the same features twice

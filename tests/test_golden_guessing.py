@@ -330,7 +330,7 @@ def test_pseudo_label_learns_from_its_classes_as_constants():
 def test_pseudo_label_counts_a_threshold_just_reached_and_no_image_below_it():
     views = fakes.images()
     views[WEAK][0] = 0  # a black image: 1/3 for each class, and the others have more
-    for threshold, mask in ((1 / 3, [1, 1, 1, 1]), (0.334, [0, 1, 1, 1]), (1.1, [0, 0, 0, 0])):
+    for threshold, mask in ((1 / 3, [1, 1, 1, 1]), (0.334, [0, 1, 1, 1]), (1.0, [0, 0, 0, 0])):
         method = methods.create('pseudo_label', {'threshold': threshold})
         inputs = fakes.inputs(method, views=views)
         np.testing.assert_array_equal(method.loss(inputs, ()).pseudo_labels.mask, mask)

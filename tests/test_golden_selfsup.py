@@ -15,9 +15,9 @@ import methods
 from data.augment import Rotated, Strong, Weak
 from errors import UserError
 from methods import terms
-from methods.base import IMAGES, JOINT, LABELED_ROTATED, ROTATED, STRONG, STRONG2, View
+from methods.base import DISTORTED, DISTORTED2, IMAGES, JOINT, LABELED_ROTATED, ROTATED, View
 
-STRONG = (STRONG, STRONG2)  # both views of the methods with two
+BOTH = (DISTORTED, DISTORTED2)  # both views of the methods with two
 EPSILON = 1e-5  # of the batch norm in the methods' own networks
 
 
@@ -41,13 +41,15 @@ def unit(x):
     return x / np.sqrt((x**2).sum(1, keepdims=True))
 
 
-def two_layers(params, name, x):
-    """A dense layer, batch norm, ReLU and another dense layer."""
-    hidden = x @ params[f'head_{name}1']['kernel']
-    norm = params[f'head_{name}_norm1']
-    std = np.sqrt(((hidden - hidden.mean(0)) ** 2).mean(0) + EPSILON)
-    hidden = (hidden - hidden.mean(0)) / std * norm['scale'] + norm['bias']
-    return np.where(hidden > 0, hidden, 0) @ params[f'head_{name}2']['kernel'] + params[f'head_{name}2']['bias']
+def layers(params, name, x, count=2):
+    """Dense layers, with batch norm and ReLU between them."""
+    for i in range(1, count):
+        hidden = x @ params[f'head_{name}{i}']['kernel']
+        norm = params[f'head_{name}_norm{i}']
+        std = np.sqrt(((hidden - hidden.mean(0)) ** 2).mean(0) + EPSILON)
+        hidden = (hidden - hidden.mean(0)) / std * norm['scale'] + norm['bias']
+        x = np.where(hidden > 0, hidden, 0)
+    return x @ params[f'head_{name}{count}']['kernel'] + params[f'head_{name}{count}']['bias']
 
 
 def gradient(method, inputs, which='params'):
@@ -367,11 +369,13 @@ OWN = {
     'simclr': {'hidden': 7, 'width': 4},
     'simsiam': {'hidden': 7, 'width': 4, 'predictor': 6},
     'byol': {'hidden': 7, 'width': 4},
+    'barlow_twins': {'hidden': 7, 'width': 4},
+    'vicreg': {'hidden': 7, 'width': 4},
 }
 
 
 def features(params, images):
-    return np.concatenate([fakes.network(params, np.float64(images[view]))['features'] for view in STRONG])
+    return np.concatenate([fakes.network(params, np.float64(images[view]))['features'] for view in BOTH])
 
 
 def spread(z):
@@ -387,7 +391,7 @@ def spread(z):
 def simclr(student, constant, teacher, images, temperature=0.5):
     """Equation 1: for each of the 2n projections -log of its partner's share of the sum over all but itself."""
     del constant, teacher
-    projections = two_layers(student, 'projection', features(student, images))
+    projections = layers(student, 'projection', features(student, images))
     z, n = unit(projections), 4
     losses, right = [], []
     for i in range(2 * n):
@@ -401,9 +405,9 @@ def simclr(student, constant, teacher, images, temperature=0.5):
 def simsiam(student, constant, teacher, images):
     """Equations 1 to 4: D(p1, z2) / 2 + D(p2, z1) / 2, averaged over images; z is a constant."""
     del teacher
-    z = two_layers(student, 'projection', features(student, images))
-    p1, p2 = np.split(two_layers(student, 'predictor', z), 2)
-    z1, z2 = np.split(two_layers(constant, 'projection', features(constant, images)), 2)
+    z = layers(student, 'projection', features(student, images))
+    p1, p2 = np.split(layers(student, 'predictor', z), 2)
+    z1, z2 = np.split(layers(constant, 'projection', features(constant, images)), 2)
 
     def distance(p, z):
         return -np.mean([a @ b / np.sqrt(a @ a) / np.sqrt(b @ b) for a, b in zip(p, z, strict=True)])
@@ -414,19 +418,54 @@ def simsiam(student, constant, teacher, images):
 def byol(student, constant, teacher, images):
     """Equation 2 in both directions: 2 - 2 cos of the prediction and the teacher's projection of the other view."""
     del constant
-    z = two_layers(student, 'projection', features(student, images))
-    p1, p2 = np.split(two_layers(student, 'predictor', z), 2)
-    t1, t2 = np.split(two_layers(teacher, 'projection', features(teacher, images)), 2)
+    z = layers(student, 'projection', features(student, images))
+    p1, p2 = np.split(layers(student, 'predictor', z), 2)
+    t1, t2 = np.split(layers(teacher, 'projection', features(teacher, images)), 2)
     pairs = [*zip(p1, t2, strict=True), *zip(p2, t1, strict=True)]
     return np.mean([2 - 2 * p @ t / np.sqrt(p @ p) / np.sqrt(t @ t) for p, t in pairs]), spread(z)
 
 
-EQUATIONS = {'simclr': simclr, 'simsiam': simsiam, 'byol': byol}
+def projections(student, images):
+    """Each view's own pass through three layers."""
+    return [layers(student, 'projection', view, 3) for view in np.split(features(student, images), 2)]
+
+
+def barlow_twins(student, constant, teacher, images, off_diagonal=0.0051):
+    """Equation 1, with the correlation matrix of the official code: batch norm, then a mean of products."""
+    del constant, teacher
+    n, (z1, z2) = 4, projections(student, images)
+    loss, diagonal = 0, []
+    for i in range(z1.shape[1]):
+        for j in range(z2.shape[1]):
+            a, b = z1[:, i] - z1[:, i].mean(), z2[:, j] - z2[:, j].mean()
+            c = sum(a * b) / n / np.sqrt(sum(a**2) / n + EPSILON) / np.sqrt(sum(b**2) / n + EPSILON)
+            loss += (1 - c) ** 2 if i == j else off_diagonal * c**2
+            if i == j:
+                diagonal.append(c)
+    return loss, {'correlation': np.mean(diagonal), **spread(np.concatenate([z1, z2]))}
+
+
+def vicreg(student, constant, teacher, images, weights=(25, 25, 1)):
+    """Equations 1 to 6 with the means of the official code: s over images and dimensions, v over both views."""
+    del constant, teacher
+    n, views = 4, projections(student, images)
+    width = views[0].shape[1]
+    s = np.mean([(a - b) ** 2 for a, b in zip(views[0].ravel(), views[1].ravel(), strict=True)])
+    v = c = 0
+    for z in views:
+        centred = [column - column.mean() for column in z.T]
+        v += sum(max(0, 1 - np.sqrt(sum(d**2) / (n - 1) + 1e-4)) for d in centred) / width / 2
+        c += sum((sum(centred[i] * centred[j]) / (n - 1)) ** 2 for i, j in np.ndindex(width, width) if i != j) / width
+    loss = weights[0] * s + weights[1] * v + weights[2] * c
+    return loss, {'invariance': s, 'variance': v, 'covariance': c, **spread(np.concatenate(views))}
+
+
+EQUATIONS = {'simclr': simclr, 'simsiam': simsiam, 'byol': byol, 'barlow_twins': barlow_twins, 'vicreg': vicreg}
 
 
 def make(name, **fields):
     method = methods.create(name, {'weight': 1.3, **OWN[name], **fields})
-    assert method.views() == dict.fromkeys(STRONG, JOINT)
+    assert method.views() == dict.fromkeys(BOTH, JOINT)
     return method
 
 
@@ -446,6 +485,15 @@ def test_simclr_divides_similarities_by_its_temperature(temperature):
     inputs = fakes.inputs(method)
     loss, _ = simclr(double(inputs.params), None, None, inputs.images, temperature)
     close(method.loss(inputs, ()).metrics['loss'], loss)
+
+
+def test_weights_of_the_terms():
+    method = make('barlow_twins', off_diagonal=0.7)
+    inputs = fakes.inputs(method)
+    student = double(inputs.params)
+    close(method.loss(inputs, ()).metrics['loss'], barlow_twins(student, None, None, inputs.images, 0.7)[0])
+    method = make('vicreg', invariance=3.0, variance=2.0, covariance=5.0)
+    close(method.loss(inputs, ()).metrics['loss'], vicreg(student, None, None, inputs.images, (3, 2, 5))[0])
 
 
 @pytest.mark.parametrize('name', OWN)
@@ -482,7 +530,7 @@ def test_byols_teacher_sees_both_views_in_one_batch():
     inputs = fakes.inputs(method, forward=forward)
     method.loss(inputs, ())
     (images,) = seen
-    np.testing.assert_array_equal(images, np.concatenate([inputs.images[view] for view in STRONG]))
+    np.testing.assert_array_equal(images, np.concatenate([inputs.images[view] for view in BOTH]))
 
 
 def test_the_least_and_the_largest_losses():
@@ -492,7 +540,7 @@ def test_the_least_and_the_largest_losses():
         method = make(name)
         inputs = fakes.inputs(method)
         parts = np.split(np.float32(z), 2)
-        outputs = {view: {'features': jnp.asarray(part)} for view, part in zip(STRONG, parts, strict=True)}
+        outputs = {view: {'features': jnp.asarray(part)} for view, part in zip(BOTH, parts, strict=True)}
 
         def run(params, network, x):
             return sign * x if network == 'predictor' else x
@@ -508,6 +556,14 @@ def test_the_least_and_the_largest_losses():
     assert value('simsiam', same, -1.0) == pytest.approx(1)
     assert value('byol', same) == pytest.approx(0, abs=1e-6)
     assert value('byol', same, -1.0) == pytest.approx(4)
+    # Dimensions of mean 1/4, variance 3/16 and covariance -1/16; the unbiased ones are 4/3 as large.
+    rest = 12 * (1 / 3) ** 2
+    assert value('barlow_twins', same) == pytest.approx(0.0051 * rest, rel=1e-3)
+    spread = 1 - np.sqrt(1 / 4 + 1e-4)
+    assert value('vicreg', same) == pytest.approx(25 * spread + 2 * 12 / 12**2 / 4, rel=1e-5)
+    # All alike: nothing correlates, nothing varies.
+    assert value('barlow_twins', np.ones((8, 4))) == pytest.approx(4)
+    assert value('vicreg', np.ones((8, 4))) == pytest.approx(25 * (1 - 0.01))
     # One of 7 is alike, the others are at right angles.
     assert value('simclr', same) == pytest.approx(-np.log(np.exp(2) / (np.exp(2) + 6)), rel=1e-5)
     assert value('simclr', np.ones((8, 4))) == pytest.approx(np.log(7), rel=1e-5)

@@ -2,7 +2,7 @@
 
     python main.py --config=configs/tables/cifar10_features.py --jobs=2 --gpus=0,1
 
-200 epochs of a WRN-28-2; features are evaluated with 20, 100, 400, 1,000 and 5,000 labels a class. 12 runs of about a
+200 epochs of a WRN-28-2; features are evaluated with 20, 100, 400, 1,000 and 5,000 labels a class. 18 runs of about a
 GPU hour by the assumption that --list states. Not run yet. The published numbers are of other networks and evaluations.
 """
 
@@ -14,8 +14,8 @@ LABELS = (200, 1000, 4000, 10000, 50000)
 ROWS = {
     'Random weights': {'config': 'rotation', 'start': 'random'},
     **{
-        name: {'config': 'rotation', 'arg': f'method={name.lower()}'}
-        for name in ('Rotation', 'SimCLR', 'SimSiam', 'BYOL')
+        name: {'config': 'rotation', 'arg': f'method={name.lower().replace(" ", "_")}'}
+        for name in ('Rotation', 'SimCLR', 'SimSiam', 'BYOL', 'Barlow Twins', 'VICReg')
     },
 }
 
