@@ -19,7 +19,7 @@ class CoMatch(Method):
     full. L_ctr is the cross-entropy between two graphs over the batch: similarities of the embeddings of two strong
     views, and q q^T with ones on the diagonal and values below contrast_threshold cut. The official CIFAR code, like
     this, fills the memory from the network in training; its ImageNet code from the EMA network. The projection's first
-    layer is as wide as the features there.
+    layer is as wide as the features, as there.
     """
 
     threshold: float = 0.95  # tau
