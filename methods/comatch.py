@@ -20,7 +20,7 @@ class CoMatch(Method):
     views, and q q^T with ones on the diagonal and values below contrast_threshold cut. The first strong view is
     FixMatch's, the second SimCLR's, as in the official CIFAR code (datasets/cifar.py; USB draws FixMatch's twice). That
     code, like this, fills the memory from the network in training; its ImageNet code from the EMA network. The
-    projection's first layer is as wide as the features there.
+    projection's first layer is as wide as the features, as there.
     """
 
     threshold: float = 0.95  # tau

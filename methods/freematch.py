@@ -24,8 +24,8 @@ class FreeMatch(Method):
     weight: float = 1.0  # w_u
     fairness_weight: float = 0.001  # w_f; USB's settings; 0.01 in its code's default and TorchSSL's CIFAR-10
     decay: float = 0.999  # lambda of the moving averages
-    lowest: float = 0.0  # threshold of a class
-    highest: float = 1.0  # threshold of a class
+    lowest: float = 0.0  # that the threshold of a class may be
+    highest: float = 1.0  # that it may be
     statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
     def views(self) -> dict[View, str]:

@@ -42,7 +42,7 @@ class VICReg(Method):
         s = jnp.square(views[0] - views[1]).mean()
         v = jax.nn.relu(1 - deviations).mean()
         same = jnp.eye(self.width, dtype=bool)
-        c = sum(jnp.where(same, 0, jnp.square(c)).sum() for c in covariances) / self.width
+        c = jnp.stack([jnp.where(same, 0, jnp.square(c)).sum() for c in covariances]).sum() / self.width
         loss = self.invariance * s + self.variance * v + self.covariance * c
         metrics = {'loss': loss, 'invariance': s, 'variance': v, 'covariance': c, **spread(jnp.concatenate(views))}
         return Loss(self.weight * loss, state, metrics)
