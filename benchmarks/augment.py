@@ -2,9 +2,10 @@
 
     python -m benchmarks.augment [--batch_size=448] [--rounds=15]
 
-A pair is one weak and one strong view of an image, random draws included. Ours runs as in a training step:
-the batch is split over all devices, of which a CPU has one per core. PIL runs the google policy as a loader's
-worker would. In each round the contestants run in random order; figures are medians over the rounds.
+A pair is one weak and one strong or distorted view of an image, random draws included. Ours runs as in a training step:
+the batch is split over all devices, of which a CPU has one per core. PIL runs the google policy, or torchvision's steps
+for a distorted view, as a loader's worker would. In each round the contestants run in random order; figures are medians
+over the rounds, each beside PIL's of the same view (for torchssl: google's).
 """
 
 import argparse
@@ -28,17 +29,17 @@ PIL_IMAGES = 256  # in a call
 REPEATS = 10  # of our batch in a call
 
 
-def ours(protocol: str, batch_size: int) -> tuple[Callable[[], object], int]:
+def ours(view: augment.Strong | augment.Distorted, batch_size: int) -> tuple[Callable[[], object], int]:
     """Compiles our code.
 
     Args:
-        protocol: Of RandAugment, see `data.augment.Strong`.
+        view: Beside the weak one.
         batch_size: Images in a batch.
 
     Returns:
         A function that makes pairs, and how many it makes in one call.
     """
-    views = [augment.Weak(flip=True, pad=4), augment.Strong(flip=True, pad=4, protocol=protocol)]
+    views = [augment.Weak(flip=True, pad=4), view]
     mesh = mesh_lib.create(batch_size)
     images = mesh_lib.put_batch(mesh, pictures(batch_size))
 
@@ -62,14 +63,14 @@ def ours(protocol: str, batch_size: int) -> tuple[Callable[[], object], int]:
     return run, REPEATS * batch_size
 
 
-def pil(count: int) -> tuple[Callable[[], object], int]:
-    """Returns a function that makes `count` pairs of the google policy with PIL, and that count."""
+def pil(view: Callable[[Image.Image], np.ndarray], count: int) -> tuple[Callable[[], object], int]:
+    """Returns a function that makes `count` pairs of the weak and another view with PIL, and that count."""
     images = pictures(count)
 
     def run():
         for image in images:
             np.asarray(pil_weak(Image.fromarray(image)), np.float32) / 255
-            pil_strong(Image.fromarray(image))
+            view(Image.fromarray(image))
 
     return run, count
 
@@ -94,6 +95,43 @@ def pil_strong(image: Image.Image) -> np.ndarray:
     y, x = random.randrange(SIZE), random.randrange(SIZE)
     result[max(y - 8, 0) : y + 8, max(x - 8, 0) : x + 8] = 0.5
     return result
+
+
+def pil_distorted(image: Image.Image) -> np.ndarray:
+    """Returns the view of an image with the defaults of `data.augment.Distorted`, float32 [H, W, C] in [0, 1]."""
+    for _ in range(10):
+        area, ratio = random.uniform(0.2, 1) * SIZE**2, (4 / 3) ** random.uniform(-1, 1)
+        width, height = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if max(width, height) <= SIZE:
+            break
+    else:
+        width = height = SIZE
+    left, top = random.randint(0, SIZE - width), random.randint(0, SIZE - height)
+    image = image.crop((left, top, left + width, top + height)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    if random.random() < 0.5:
+        image = ImageOps.mirror(image)
+    if random.random() < 0.8:
+        for change in random.sample(PIL_JITTER, k=4):
+            image = change(image)
+    if random.random() < 0.2:
+        image = image.convert('L').convert('RGB')
+    return np.asarray(image, np.float32) / 255
+
+
+def _shift_hue(image):
+    hue, saturation, value = image.convert('HSV').split()
+    shift = np.array(255 * random.uniform(-0.1, 0.1)).astype(int).astype(np.uint8)
+    return Image.merge('HSV', (Image.fromarray(np.asarray(hue) + shift), saturation, value)).convert('RGB')
+
+
+def _jitter(enhancement):
+    return lambda image: enhancement(image).enhance(random.uniform(0.6, 1.4))
+
+
+PIL_JITTER = (
+    *map(_jitter, (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)),
+    _shift_hue,
+)
 
 
 def _signed(value):
@@ -150,22 +188,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--rounds', type=int, default=15, help='measured rounds (default: 15)')
     args = parser.parse_args(arguments)
     mesh_lib.configure()
-    peer = 'PIL google, one core'
+    google, distorted = 'PIL google, one core', 'PIL distorted, one core'
+    peers = {'ours distorted': distorted, distorted: distorted}  # of the others: google
     contestants = {
-        'ours google': functools.partial(rate, *ours('google', args.batch_size)),
-        'ours torchssl': functools.partial(rate, *ours('torchssl', args.batch_size)),
-        peer: functools.partial(rate, *pil(PIL_IMAGES)),
+        'ours google': functools.partial(rate, *ours(augment.Strong(), args.batch_size)),
+        'ours torchssl': functools.partial(rate, *ours(augment.Strong(protocol='torchssl'), args.batch_size)),
+        'ours distorted': functools.partial(rate, *ours(augment.Distorted(), args.batch_size)),
+        google: functools.partial(rate, *pil(pil_strong, PIL_IMAGES)),
+        distorted: functools.partial(rate, *pil(pil_distorted, PIL_IMAGES)),
     }
     for contestant in contestants.values():
         contestant()  # compiles
     rates = rounds.measure(contestants, args.rounds)
     devices = jax.devices()
     print(f'{len(devices)} x {devices[0].device_kind}, batch {args.batch_size}, {SIZE}x{SIZE}x3')
-    print(f'{"pairs/s":22}{"median":>10}{"lowest":>10}{"highest":>10}{"x PIL":>8}')
+    print(f'{"pairs/s":24}{"median":>10}{"lowest":>10}{"highest":>10}{"x PIL":>8}')
     for name, values in rates.items():
         median = statistics.median(values)
-        ratio = median / statistics.median(rates[peer])
-        print(f'{name:22}{median:10,.0f}{min(values):10,.0f}{max(values):10,.0f}{ratio:8.1f}')
+        ratio = median / statistics.median(rates[peers.get(name, google)])
+        print(f'{name:24}{median:10,.0f}{min(values):10,.0f}{max(values):10,.0f}{ratio:8.1f}')
 
 
 if __name__ == '__main__':

@@ -37,12 +37,12 @@ class VICReg(Method):
 
     def loss(self, inputs: Inputs, state: tuple) -> Loss:
         views = [inputs.mlp(inputs.params, 'projection', inputs.outputs[view]['features']) for view in self.views()]
-        covariances = [jnp.cov(z, rowvar=False) for z in views]
-        deviations = jnp.sqrt(jnp.stack([jnp.diagonal(c) for c in covariances]) + _EPSILON)
+        covariances = jnp.stack([jnp.cov(z, rowvar=False) for z in views])
+        deviations = jnp.sqrt(jnp.diagonal(covariances, axis1=1, axis2=2) + _EPSILON)
         s = jnp.square(views[0] - views[1]).mean()
         v = jax.nn.relu(1 - deviations).mean()
         same = jnp.eye(self.width, dtype=bool)
-        c = jnp.stack([jnp.where(same, 0, jnp.square(c)).sum() for c in covariances]).sum() / self.width
+        c = jnp.where(same, 0, jnp.square(covariances)).sum() / self.width
         loss = self.invariance * s + self.variance * v + self.covariance * c
         metrics = {'loss': loss, 'invariance': s, 'variance': v, 'covariance': c, **spread(jnp.concatenate(views))}
         return Loss(self.weight * loss, state, metrics)

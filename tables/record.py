@@ -181,7 +181,10 @@ def protocol(table: Table, column: str, settings: Settings) -> dict[str, str]:
     data, model = settings.data, settings.model
     created = [methods.create(*method) for method in settings.methods.items()]
     used = {view.augmentation for method in created for view in method.views()}
-    augmentation = data.strong['protocol'] if 'strong' in used else 'distorted' if 'distorted' in used else 'weak'
+    if 'strong' in used:
+        augmentation = data.strong['protocol']
+    else:
+        augmentation = 'crops with colour jitter' if 'distorted' in used else 'weak'
     backbone = model['name']
     if backbone == 'wide_resnet':
         blocks = model['blocks']

@@ -37,8 +37,10 @@ def test_augment(monkeypatch, capsys):
     monkeypatch.setattr(augment, 'REPEATS', 1)
     augment.main(['--batch_size=2', '--rounds=1'])
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:13] for line in lines[-3:]] == ['ours google  ', 'ours torchssl', 'PIL google, o']
-    assert lines[-1].endswith(' 1.0')
+    assert [line[:13] for line in lines[-5:]] == [
+        *('ours google  ', 'ours torchssl', 'ours distorte', 'PIL google, o', 'PIL distorted'),
+    ]
+    assert all(line.endswith(' 1.0') for line in lines[-2:])
 
 
 @pytest.mark.usefixtures('small_network')

@@ -607,6 +607,36 @@ def test_impossible_augmentations_and_networks_are_refused(change, message):
     assert message in str(error.value)
 
 
+_JITTER = {'jitter': 0.8, 'brightness': 0.4, 'contrast': 0.4, 'saturation': 0.4, 'hue': 0.1, 'gray': 0.2}
+_SIMCLR = _JITTER | {'scale': (0.08, 1.0), 'interpolation': 'bicubic', 'blur': (0, 0), 'solarize': (0, 0)}
+_BYOL = _SIMCLR | {'saturation': 0.2, 'solarize': (0, 0.2)}
+_MOCO = _JITTER | {'scale': (0.2, 1.0), 'interpolation': 'bilinear', 'blur': (0, 0), 'solarize': (0, 0)}
+_DOUBLE = {'brightness': 0.8, 'contrast': 0.8, 'saturation': 0.8, 'hue': 0.2, 'blur': (0.5, 0.5)}
+
+
+@pytest.mark.parametrize(
+    ('method', 'small', 'large'),
+    [
+        ('simclr', _SIMCLR, _DOUBLE),
+        ('simsiam', _MOCO, {'blur': (0.5, 0.5)}),
+        *((name, _BYOL, {'blur': (1.0, 0.1)}) for name in ('byol', 'barlow_twins', 'vicreg')),
+    ],
+)
+def test_views_are_distorted_as_published(method, small, large):
+    def distorted(data):
+        values = rotation.get_config(f'{data},method={method}').data.distorted.to_dict()
+        assert values.keys() == small.keys()
+        return values
+
+    assert distorted('cifar10') == small
+    assert distorted('stl10') == small | large
+    assert distorted('svhn_cropped') == small | {'scale': (0.2, 1.0)}  # a part of a character is none
+    assert distorted('digits') == small | {'scale': (25 / 64, 1.0)}
+    comatch = CONFIGS['comatch'].get_config('cifar10,labels=40').data.distorted.to_dict()
+    assert comatch == _MOCO
+    assert not CONFIGS['comatch'].get_config('svhn,labels=40').data.weak.flip  # which the distorted view has, too
+
+
 @pytest.mark.parametrize(
     ('name', 'change', 'setting'),
     [
@@ -621,6 +651,8 @@ def test_impossible_augmentations_and_networks_are_refused(change, message):
         ('dann', {}, 'optimizer.cosine_cycles'),
         ('supervised', {}, 'data.unlabeled_ratio'),
         ('supervised', {}, 'data.strong'),
+        ('fixmatch', {}, 'data.distorted'),
+        ('comatch', {}, 'data.distorted.hue'),
     ],
 )
 def test_settings_without_effect_are_known(name, change, setting):
@@ -633,6 +665,7 @@ def test_settings_with_effect_are_not_called_idle():
     idle = {name: settings_lib.idle(settings_lib.from_config(CONFIGS[name].get_config())) for name in CONFIGS}
     assert not {'data.unlabeled_ratio', 'data.strong', 'data.weak', 'optimizer.cosine_cycles'} & idle['fixmatch'].keys()
     assert not {'transfer.k', 'transfer.steps', 'data.rotated', 'data.label_protocol'} & idle['rotation'].keys()
+    assert not {'data.distorted', 'data.distorted.scale'} & idle['comatch'].keys()
     assert not {'data.target_split', 'optimizer.inverse_gamma', 'data.validation'} & idle['dann'].keys()
     # Nearest neighbours are the test accuracy of a run that reads no label.
     config = rotation.get_config()

@@ -120,6 +120,7 @@ def test_results_go_to_their_cells(tmp_path):
         ('mixmatch', 'stl10,labels=1000', {'backbone': 'WRN-37-2', 'augmentation': 'weak'}),
         ('fixmatch', 'svhn,labels=40', {'split': 'proportional'}),
         ('dann', 'digits', {'split': 'all labels', 'test images': 'inductive'}),
+        ('rotation', 'method=simclr', {'augmentation': 'crops with colour jitter'}),
         ('finetune', 'digits', {'backbone': 'efficientnet_lite0', 'weights': 'efficientnet_lite0'}),
     ],
 )
