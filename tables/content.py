@@ -115,7 +115,8 @@ def _text(table: Mapping[str, Any], cells: Mapping[report.Key, report.Cell], row
     if cell.n:
         text = f'{cell.mean:.2f}' + (f' ± {cell.std:.2f}' if cell.n > 1 else '')
         notes += [f'n={cell.n}'] if cell.n != len(table['seeds']) else []
-        notes += [f'{" and ".join(map(str, cell.devices))} devices'] if len(cell.devices) > 1 else []
+        if set(cell.devices) - {report.usual_devices(table)}:
+            notes.append(' and '.join(map(str, cell.devices)) + (' device' if cell.devices == (1,) else ' devices'))
     elif len(cell.failures) + len(cell.missing) < len(table['seeds']):
         text = NO_VALUE
     else:
@@ -131,8 +132,8 @@ def _marks(table: Mapping[str, Any], rows: list[tuple[str, list[Text]]]) -> list
         f'{MISSING}: no run that has finished.': MISSING in texts,
         f'{NO_VALUE}: the runs have no value by this rule.': NO_VALUE in texts,
         f'n: how many runs have a value, where it is not {len(table["seeds"])}.': any('n=' in mark for mark in marks),
-        'devices: how many a run was made on, where seeds differ in it: sums are rounded differently, and '
-        'runs drift apart.': any('devices' in mark for mark in marks),
+        f'devices: how many a run was made on, where it is not {report.usual_devices(table)}: sums are rounded '
+        'differently, and runs drift apart.': any('device' in mark for mark in marks),
         'failed: how many runs ended in an error.': any('failed' in mark for mark in marks),
         'Empty: the row is not run for that column.': '' in texts,
     }

@@ -109,6 +109,12 @@ def cells(table: Mapping[str, Any], rule: str) -> dict[Key, Cell]:
     return results
 
 
+def usual_devices(table: Mapping[str, Any]) -> int:
+    """Returns the number of devices that most runs were made on, the smaller one of two equally frequent; 0 for none."""
+    numbers = sorted(run['devices'] for entry in table['cells'] for run in entry['runs'] if 'devices' in run)
+    return statistics.mode(numbers) if numbers else 0
+
+
 def _better(ours: Mapping[int, float], theirs: Mapping[int, float], sign: int) -> bool | None:
     """Returns whether ours are significantly better (sign 1: larger), None with less than two seeds in common."""
     seeds = [seed for seed in ours if seed in theirs]

@@ -150,7 +150,20 @@ def test_a_cell_whose_seeds_were_made_on_different_numbers_of_devices_is_marked(
     table['cells'][0]['runs'][1]['devices'] = 2
     cells = split_markdown(render.main_table(table))
     assert [text for row in cells for text in row if 'devices' in text] == ['81.67 ± 1.53 (1 and 2 devices)']
-    assert '- devices: how many a run was made on' in render.markdown(table)
+    assert '- devices: how many a run was made on, where it is not 1:' in render.markdown(table)
+
+
+def test_a_cell_made_on_another_number_of_devices_than_the_rest_is_marked(table):
+    for run in table['cells'][1]['runs']:
+        run['devices'] = 2
+    cells = split_markdown(render.main_table(table))
+    (marked,) = [text for row in cells for text in row if 'device' in text]
+    assert marked == '90.50 ± 0.71 (n=2, 2 devices)'
+    for cell in table['cells'][2:]:
+        for run in cell['runs']:
+            run['devices'] = 2
+    cells = split_markdown(render.main_table(table))
+    assert [text for row in cells for text in row if 'device' in text] == ['81.67 ± 1.53 (1 device)']
 
 
 def test_error_rates_are_what_is_left_of_the_accuracies(table):
