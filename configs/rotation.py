@@ -60,6 +60,8 @@ def get_config(arg: str = '') -> ConfigDict:
         for width in ('hidden', 'width', 'predictor'):
             if width in config.methods[method]:
                 config.methods[method][width] = 128
+        if method == 'barlow_twins':  # its loss is a sum over dimensions, at 1 too steep for SGD
+            config.methods.barlow_twins.weight = 0.024
         config.data.unlabeled_ratio = 32
         if few:
             config.eval_steps = config.steps // 5
@@ -73,6 +75,8 @@ def get_config(arg: str = '') -> ConfigDict:
         config.optimizer.update(learning_rate=0.1, schedule='steps', boundaries=(0.3, 0.6, 0.8))
         if method in ('barlow_twins', 'vicreg'):  # solo-learn's for CIFAR
             config.methods[method].update(hidden=2048, width=2048)
+        if method == 'barlow_twins':
+            config.methods.barlow_twins.weight = 0.1  # solo-learn's, too
     if not options['model']:
         config.transfer.layer = 'stage2'  # the paper's choice, too: the last layers know rotations best
     config.transfer.labels = (5 * data.classes, 20 * data.classes, -1 if few else 100 * data.classes)
