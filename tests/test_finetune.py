@@ -1220,6 +1220,8 @@ def test_every_strategy_makes_settings_for_every_data_set(data):
     assert [name for name, settings in seen.items() if settings.data.cache_features] == ['probe']
     assert [name for name, settings in seen.items() if settings.model['frozen_statistics']] == ['statistics']
     assert {name for name, settings in seen.items() if len(settings.methods) > 1} == {'l2_sp', 'delta', 'bss'}
+    if seen['delta'].model['resolution'] > 64:  # the authors' .01 in batches of 64, for a sum over the batch
+        assert seen['delta'].methods['delta']['alpha'] * seen['delta'].batch_size == pytest.approx(0.01 * 64)
     # On a network's layers, the strategies that name some.
     model, params = shapes('efficientnet_lite0')
     depths = {layer: about.depth for layer, about in model.layers.items()}
