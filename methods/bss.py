@@ -11,6 +11,10 @@ from methods.base import JOINT, LABELED, Inputs, Loss, Method, View
 class BSS(Method):
     """Equation 6 of "Catastrophic Forgetting Meets Negative Transfer": eta times the k smallest sigma_i^2.
 
+    k and eta are those of the authors' code (thuml/Batch-Spectral-Shrinkage, BSS.py) and of TLlib, as are the features
+    that it takes: the ones that the classifier sees, a sum over the batch. Both train the backbone at a tenth of the
+    classifier's rate, with a weight decay of 5e-4.
+
     sigma_i are the singular values of the batch's features `[B, D]`. Their squares are the eigenvalues of the
     smaller one of F F^T and F^T F, whose gradient is finite where that of a decomposition of F is not.
     """

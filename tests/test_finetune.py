@@ -180,13 +180,14 @@ def test_regularisers_begin_at_zero_and_keep_where_training_began(regularised):
     assert logged[0]['l2_sp/from_start'] == 0
     assert logged[0]['delta/loss'] == pytest.approx(0, abs=1e-9)  # same statistics, so the same feature maps
     start, now = flat(run.state.params), flat(after.params)
-    assert_equal({k: v for k, v in start.items() if k.split('/')[0] != 'head'}, flat(after.methods['l2_sp']))
+    kernels = {k: v for k, v in start.items() if k.endswith('/kernel') and k != 'head/kernel'}
+    assert_equal(kernels, {f'{layer}/kernel': kernel for layer, kernel in after.methods['l2_sp'].items()})
     source = after.methods['delta']
     assert_equal({k: v for k, v in run.state.params.items() if k != 'head'}, source['params'])
     assert_equal(run.state.batch_stats, source['batch_stats'])
     assert source['attention'].keys() == {k for k in BACKBONE if k not in NORMS}
     assert logged[2]['delta/loss'] > 1e-7
-    distance = np.sqrt(sum(np.square(now[k] - start[k]).sum() for k in now if not k.startswith('head')))
+    distance = np.sqrt(sum(np.square(now[k] - start[k]).sum() for k in kernels))
     assert logged[2]['l2_sp/from_start'] == pytest.approx(distance, rel=1e-5)
     assert distance > 0
 
@@ -697,7 +698,8 @@ def spec(params, batch_stats=None):
     return dataclasses.replace(fakes.SPEC, variables=variables, heads=heads)
 
 
-def test_l2_sp_pulls_towards_the_start_and_heads_towards_zero():
+def test_l2_sp_pulls_kernels_towards_the_start_and_those_of_heads_towards_zero():
+    """Written from holyseven/TransferLearningClassification, network_base.py, weight_decay_mode 1."""
     method = methods.create('l2_sp', {'alpha': 0.3, 'beta': 0.7})
     start, now = tree(0), tree(1)
     with jax.enable_x64(True):
@@ -707,10 +709,9 @@ def test_l2_sp_pulls_towards_the_start_and_heads_towards_zero():
         def loss(params):
             return method.loss(dataclasses.replace(inputs, params=params), state).loss
 
-        backbone = [(start[k][leaf], now[k][leaf]) for k in ('stem', 'norm') for leaf in now[k]]
-        heads = [x for k in ('head', 'head_projection1') for x in now[k].values()]
-        far = sum(np.square(w - w0).sum() for w0, w in backbone)
-        close(loss(now), 0.15 * far + 0.35 * sum(np.square(w).sum() for w in heads), rtol=1e-12)
+        far = np.square(now['stem']['kernel'] - start['stem']['kernel']).sum()
+        heads = sum(np.square(now[k]['kernel']).sum() for k in ('head', 'head_projection1'))
+        close(loss(now), 0.15 * far + 0.35 * heads, rtol=1e-12)
         result = method.loss(dataclasses.replace(inputs, params=now), state)
         close(result.metrics['from_start'], np.sqrt(far), rtol=1e-12)
         check_grads(loss, (now,), order=1, modes=['rev'])
@@ -718,7 +719,7 @@ def test_l2_sp_pulls_towards_the_start_and_heads_towards_zero():
         for k, leaves in now.items():
             for leaf, w in leaves.items():
                 expected = 0.7 * w if k.startswith('head') else 0.3 * (w - start[k][leaf])
-                close(gradient[k][leaf], expected, rtol=1e-12)
+                close(gradient[k][leaf], expected * (leaf == 'kernel'), rtol=1e-12)
 
 
 def test_l2_sp_is_zero_where_training_begins():
@@ -731,7 +732,7 @@ def test_l2_sp_is_zero_where_training_begins():
         def loss(params, method=method, state=state, inputs=inputs):
             return method.loss(dataclasses.replace(inputs, params=params), state)
 
-        heads = sum(np.square(np.float64(w)).sum() for k in ('head', 'head_projection1') for w in start[k].values())
+        heads = sum(np.square(np.float64(start[k]['kernel'])).sum() for k in ('head', 'head_projection1'))
         assert loss(start).loss == (pytest.approx(beta / 2 * heads, rel=1e-5) if beta else 0)
         assert loss(start).metrics['from_start'] == 0
         gradient = jax.grad(lambda params: loss(params).loss)(start)
@@ -1219,14 +1220,18 @@ def test_every_strategy_makes_settings_for_every_data_set(data):
     assert [name for name, settings in seen.items() if settings.data.cache_features] == ['probe']
     assert [name for name, settings in seen.items() if settings.model['frozen_statistics']] == ['statistics']
     assert {name for name, settings in seen.items() if len(settings.methods) > 1} == {'l2_sp', 'delta', 'bss'}
+    if seen['delta'].model['resolution'] > 64:  # the authors' .01 in batches of 64, for a sum over the batch
+        assert seen['delta'].methods['delta']['alpha'] * seen['delta'].batch_size == pytest.approx(0.01 * 64)
     # On a network's layers, the strategies that name some.
     model, params = shapes('efficientnet_lite0')
     depths = {layer: about.depth for layer, about in model.layers.items()}
     factors = {name: optimizer.layer_rates(settings.optimizer, params, depths) for name, settings in seen.items()}
     for name, of in factors.items():
         assert of['head'] == {'kernel': 1, 'bias': 1}
-        stem = {'head': 0, 'probe': 0, 'decay': 0.8**18, 'full': 1, 'scratch': 1, 'unfreeze': 1, 'statistics': 1}
-        assert of['conv_stem']['kernel'] == pytest.approx(stem.get(name, 0.1)), name
+        # l2_sp and delta as lixingjian/DELTA (train.py) has them, bss as thuml/Batch-Spectral-Shrinkage (BSS.py).
+        stem = {'head': 0, 'probe': 0, 'decay': 0.8**18, 'tenth': 0.1, 'bss': 0.1}
+        assert of['conv_stem']['kernel'] == pytest.approx(stem.get(name, 1)), name
+        assert seen[name].optimizer.weight_decay == (5e-4 if name == 'bss' else 0)
 
 
 def test_an_unknown_strategy_is_named():
