@@ -60,10 +60,10 @@ def test_golden_names():
 
 
 GOLDEN = [
-    'supervised-digits-10-a474d503',
-    'supervised-digits-40-297f8282',
-    'fixmatch+supervised-digits-10-5529d85d',
-    'fixmatch+supervised-digits-40-1b2b3b4e',
+    'supervised-digits-10-2704dfa7',
+    'supervised-digits-40-a6e9f709',
+    'fixmatch+supervised-digits-10-a40a1f93',
+    'fixmatch+supervised-digits-40-52c145c3',
 ]
 
 
