@@ -60,10 +60,10 @@ def test_golden_names():
 
 
 GOLDEN = [
-    'supervised-digits-10-4ff1450c',
-    'supervised-digits-40-4f48a73c',
-    'fixmatch+supervised-digits-10-faca8ce7',
-    'fixmatch+supervised-digits-40-6f61b5e6',
+    'supervised-digits-10-0f5e0533',
+    'supervised-digits-40-a09ec0bc',
+    'fixmatch+supervised-digits-10-1ff8bdf9',
+    'fixmatch+supervised-digits-40-fcb8d8f9',
 ]
 
 
