@@ -69,7 +69,8 @@ def get_config(arg: str = '') -> ConfigDict:
     config.update_from_flattened_dict(source.settings)
     channels = max(source.channels, target.channels)
     config.update_from_flattened_dict(source.normalisation(channels))
-    config.data.update(labels=-1, target=target.name, unlabeled_ratio=1)
+    whole = source.splits[0].partition('[')[0]  # nothing of the source has to be kept for a test
+    config.data.update(labels=-1, train_split=whole, target=target.name, unlabeled_ratio=1)
     if target.size != source.size:
         config.data.image_size = source.side
     config.optimizer.schedule = 'inverse'

@@ -110,7 +110,7 @@ class DataSet:
         }
 
     def normalisation(self, channels: int) -> dict[str, tuple[float, ...]]:
-        """Returns the settings of normalisation for as many channels: gray images get three beside a domain in colour."""
+        """Returns the settings of normalisation; gray images have three channels beside a domain in colour."""
         return {'data.mean': (self.mean,) * channels, 'data.std': (self.std,) * channels}
 
 
@@ -155,25 +155,26 @@ def assumed(settings: Settings) -> str:
     Args:
         settings: Settings of the run. Of what follows from the data, the line has what they agree with and use.
     """
-    data = settings.data
     # Only domain adaptation has the schedule 'inverse'; its recipes are others.
-    adapts = data.target or settings.optimizer.schedule == 'inverse'
-    records = {name: _recorded(name) for name in (data.name, data.target) if name}
-    records = {name: r or get(name) for name, r in records.items() if r is None or (r.recipe is None and not adapts)}
+    adapts = settings.data.target or settings.optimizer.schedule == 'inverse'
+    records = []
+    for name in filter(None, (settings.data.name, settings.data.target)):
+        record = _recorded(name)
+        if record is None or (record.recipe is None and not adapts):
+            records.append(record or get(name))
     if not records:
         return ''
-    first, *_ = records.values()
     recipe = MINUTES_OF_ADAPTATION.settings if adapts else MINUTES
-    follows = {**first.settings, 'data.labels': first.labels, 'steps': recipe['steps']}
+    follows = {**records[0].settings, 'data.labels': records[0].labels, 'steps': recipe['steps']}
+    del follows['data.name']
     values, without_effect = dataclasses.asdict(settings), idle(settings).keys()
     agreed = [
         f'{name}={value}'
         for name, value in follows.items()
         if functools.reduce(operator.getitem, name.split('.'), values) == value
         and not without_effect & {name, name.rpartition('.')[0]}
-        and name != 'data.name'
     ]
-    images = (f'{r.name} ({r.classes} classes, {"gray" if r.channels == 1 else "RGB"})' for r in records.values())
+    images = (f'{r.name} ({r.classes} classes, {"gray" if r.channels == 1 else "RGB"})' for r in records)
     return f'{" and ".join(images)}: no recipe in configs/data_sets.py, assumed {", ".join(agreed)}'
 
 
@@ -332,7 +333,7 @@ RECORDS = {
             adaptation=_tllib(
                 'dtn',
                 _DIGITS_STEPS,
-                _DIGITS_IMAGES | _rate(0.03) | {'data.image_size': 32},
+                _DIGITS_IMAGES,  # and its learning rate, 0.03, is the default
                 source_only=_rate(0.1),
                 mmd=_rate(0.01),
                 cdan=_rate(0.01),
@@ -356,7 +357,7 @@ RECORDS = {
             channels=1,
             size=28,
             train=60_000,
-            adaptation=_tllib('lenet', _DIGITS_STEPS, _DIGITS_IMAGES | _rate(0.01) | {'data.image_size': 28}),
+            adaptation=_tllib('lenet', _DIGITS_STEPS, _DIGITS_IMAGES | _rate(0.01)),
             **_CHARACTERS,
         ),
         DataSet(name='mnist_m', channels=3, size=28, train=60_000, **_CHARACTERS),
