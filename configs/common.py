@@ -10,7 +10,7 @@ from errors import UserError, unknown
 from methods.base import NO_GRAD
 from train import settings
 
-NETWORK = 'wide_resnet'  # of the recipes
+NETWORK = settings.to_config().model.name  # of the recipes
 # In a run of minutes, methods with this field do not train on the weak view: a third less work.
 WEAK_POLICY = ('statistics', NO_GRAD)
 # FixMatch's 7 unlabeled images a labeled one are not every method's.

@@ -67,8 +67,10 @@ def get_config(arg: str = '') -> ConfigDict:
     for method, fields in methods.items():
         config.methods[method].update(fields)
     config.update_from_flattened_dict(source.settings)
-    channels = target.channels if names == ['target'] else max(source.channels, target.channels)
-    config.data.update(labels=-1, target=target.name, unlabeled_ratio=1, mean=(0.5,) * channels, std=(0.5,) * channels)
+    channels = max(source.channels, target.channels)
+    config.update_from_flattened_dict(source.normalisation(channels))
+    whole = source.splits[0].partition('[')[0]  # nothing of the source has to be kept for a test
+    config.data.update(labels=-1, train_split=whole, target=target.name, unlabeled_ratio=1)
     if target.size != source.size:
         config.data.image_size = source.side
     config.optimizer.schedule = 'inverse'
@@ -90,4 +92,6 @@ def get_config(arg: str = '') -> ConfigDict:
     config.data.test_split = target.splits[1]
     if names == ['target']:
         config.data.update(name=target.name, target='', validation=0, target_split='', train_split=target.splits[0])
+        config.data.label_protocol = target.label_protocol
+        config.update_from_flattened_dict(target.normalisation(target.channels))
     return config.lock()

@@ -4,15 +4,22 @@ A new data set is a record in `RECORDS`, or nothing: after `python -m data.prepa
 """
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
+from data.aliases import ALIASES
 from methods.base import NO_GRAD, SEPARATE
-from train.settings import Settings
+from train.settings import Data, Settings, idle
 
 SIDE = 64  # pixels that images are brought to where they differ in size, are not square or are larger than LARGEST
 LARGEST = 96
-WITHOUT_TEST = ('train[:80%]', 'train[80%:]')  # training and test images of a set that has no test images
+
+
+def in_parts(split: str) -> tuple[str, str]:
+    """Returns training and test images of a set that has only one split."""
+    return f'{split}[:80%]', f'{split}[80%:]'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +50,12 @@ class DataSet:
         channels: 1 or 3.
         size: Side of the images in pixels; 0 where it has to be chosen.
         train: Number of training images, in the smallest domain where there are several.
+        unlabeled: Number of further training images, without labels.
         mirrored: Whether a mirrored image may be of the same class.
         turned: Whether a turned image may be of the same class.
+        mean: Of the pixels in [0, 1], that of every channel, for their normalisation.
+        std: Their standard deviation, as `mean`.
+        label_protocol: How labels are drawn, one of data.splits.PROTOCOLS.
         splits: Of training and test images.
         recipe: {setting: value} in which semi-supervised training differs from the FixMatch paper's for CIFAR-10; None
             for MINUTES.
@@ -57,8 +68,12 @@ class DataSet:
     channels: int
     size: int
     train: int
+    unlabeled: int = 0
     mirrored: bool = True
     turned: bool = True
+    mean: float = Data.mean[0]
+    std: float = Data.std[0]
+    label_protocol: str = Data.label_protocol
     splits: tuple[str, str] = ('train', 'test')
     recipe: Mapping[str, Any] | None = None
     small: bool = True
@@ -87,12 +102,16 @@ class DataSet:
         return {
             'data.name': self.name,
             'data.image_size': 0 if self.size else SIDE,
-            'data.mean': (0.5,) * self.channels,
-            'data.std': (0.5,) * self.channels,
+            'data.label_protocol': self.label_protocol,
+            **self.normalisation(self.channels),
             'data.weak.flip': self.mirrored,
             **augmentation(self.side),
             'data.distorted.scale': (self.least_crop(0.2), 1.0),
         }
+
+    def normalisation(self, channels: int) -> dict[str, tuple[float, ...]]:
+        """Returns the settings of normalisation; gray images have three channels beside a domain in colour."""
+        return {'data.mean': (self.mean,) * channels, 'data.std': (self.std,) * channels}
 
 
 def augmentation(side: int) -> dict[str, int]:
@@ -116,34 +135,47 @@ def get(name: str) -> DataSet:
 
     info = datasets.describe(name)
     height, width, channels = info.shape
-    test = next((split for split in ('test', 'validation') if split in info.splits), None)
+    train = 'train' if 'train' in info.splits else max(info.splits, key=lambda split: info.splits[split])
+    test = next((split for split in ('test', 'validation') if split in info.splits and split != train), None)
     return DataSet(
         name=name,
         classes=info.num_classes,
         channels=channels,
         size=height if height == width and height and height <= LARGEST else 0,
-        train=info.splits.get('train', 0),
+        train=info.splits[train] if test else round(0.8 * info.splits[train]),
         mirrored=channels == 3,  # sets of gray images are mostly of characters
-        splits=('train', test) if test else WITHOUT_TEST,
+        label_protocol='proportional',  # a class may have few images, or none
+        splits=(train, test) if test else in_parts(train),
     )
 
 
 def assumed(settings: Settings) -> str:
-    """Returns one line on what a run assumes of data sets without a recipe, '' where there is none."""
-    data = settings.data
-    records = {name: _recorded(name) for name in (data.name, data.target) if name}
+    """Returns one line on what a run assumes of data sets without a recipe, '' where there is none.
+
+    Args:
+        settings: Settings of the run. Of what follows from the data, the line has what they agree with and use.
+    """
     # Only domain adaptation has the schedule 'inverse'; its recipes are others.
-    adapts = data.target or settings.optimizer.schedule == 'inverse'
-    names = [name for name, r in records.items() if r is None or (r.recipe is None and not adapts)]
-    if not names:
+    adapts = settings.data.target or settings.optimizer.schedule == 'inverse'
+    records = []
+    for name in filter(None, (settings.data.name, settings.data.target)):
+        record = _recorded(name)
+        if record is None or (record.recipe is None and not adapts):
+            records.append(record or get(name))
+    if not records:
         return ''
-    side = data.image_size or get(names[0]).side
-    return (
-        f'{" and ".join(names)}: no recipe in configs/data_sets.py, assumed {side}x{side} pixels, '
-        f'{"" if data.weak["flip"] else "not "}mirrored, mean {data.mean}, std {data.std}, '
-        f'pad {data.weak["pad"]}, translate {data.strong["translate"]}, cutout {data.strong["cutout"]}, '
-        f'{"all" if data.labels == -1 else data.labels} labels, {settings.steps} steps'
-    )
+    recipe = MINUTES_OF_ADAPTATION.settings if adapts else MINUTES
+    follows = {**records[0].settings, 'data.labels': records[0].labels, 'steps': recipe['steps']}
+    del follows['data.name']
+    values, without_effect = dataclasses.asdict(settings), idle(settings).keys()
+    agreed = [
+        f'{name}={value}'
+        for name, value in follows.items()
+        if functools.reduce(operator.getitem, name.split('.'), values) == value
+        and not without_effect & {name, name.rpartition('.')[0]}
+    ]
+    images = (f'{r.name} ({r.classes} classes, {"gray" if r.channels == 1 else "RGB"})' for r in records)
+    return f'{" and ".join(images)}: no recipe in configs/data_sets.py, assumed {", ".join(agreed)}'
 
 
 def _recorded(name: str) -> DataSet | None:
@@ -267,7 +299,6 @@ _CIFAR: dict[str, Any] = {'channels': 3, 'size': 32, 'train': 50_000, 'small': F
 _CHARACTERS: dict[str, Any] = {'classes': 10, 'mirrored': False, 'turned': False}
 _OBJECTS: dict[str, Any] = {'channels': 3, 'size': 0}
 
-ALIASES = {'svhn': 'svhn_cropped'}
 RECORDS = {
     record.name: record
     for record in (
@@ -281,6 +312,7 @@ RECORDS = {
             channels=3,
             size=96,
             train=5000,
+            unlabeled=100_000,
             small=False,
             recipe={
                 'data.unlabeled_split': 'unlabelled',
@@ -296,11 +328,12 @@ RECORDS = {
             size=32,
             train=73_257,
             small=False,
-            recipe={'data.label_protocol': 'proportional'},
+            recipe={},
+            label_protocol='proportional',
             adaptation=_tllib(
                 'dtn',
                 _DIGITS_STEPS,
-                _DIGITS_IMAGES | _rate(0.03) | {'data.image_size': 32},
+                _DIGITS_IMAGES,  # and its learning rate, 0.03, is the default
                 source_only=_rate(0.1),
                 mmd=_rate(0.01),
                 cdan=_rate(0.01),
@@ -324,7 +357,7 @@ RECORDS = {
             channels=1,
             size=28,
             train=60_000,
-            adaptation=_tllib('lenet', _DIGITS_STEPS, _DIGITS_IMAGES | _rate(0.01) | {'data.image_size': 28}),
+            adaptation=_tllib('lenet', _DIGITS_STEPS, _DIGITS_IMAGES | _rate(0.01)),
             **_CHARACTERS,
         ),
         DataSet(name='mnist_m', channels=3, size=28, train=60_000, **_CHARACTERS),
@@ -339,8 +372,8 @@ RECORDS = {
         DataSet(
             name='office31',
             classes=31,
-            train=498,
-            splits=WITHOUT_TEST,
+            train=398,
+            splits=in_parts('train'),
             adaptation=_tllib(
                 'resnet50',
                 (20_000, 2500, 10_000),
@@ -354,8 +387,8 @@ RECORDS = {
         DataSet(
             name='office_home',
             classes=65,
-            train=2427,
-            splits=WITHOUT_TEST,
+            train=1942,
+            splits=in_parts('train'),
             adaptation=_tllib(
                 'resnet50',
                 (30_000, 2500, 10_000),
@@ -369,8 +402,8 @@ RECORDS = {
         DataSet(
             name='visda',
             classes=12,
-            train=55_388,
-            splits=WITHOUT_TEST,
+            train=44_310,
+            splits=in_parts('train'),
             adaptation=_tllib(
                 'resnet101',
                 (30_000, 20_000, 10_000),

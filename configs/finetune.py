@@ -82,6 +82,8 @@ def get_config(arg: str = '') -> ConfigDict:
     config.data.unlabeled_split = ''  # nothing reads it
     config.ema_decay = 0.0
     config.optimizer.weight_decay = 0.0
+    config.model.crop = 1.0
+    config.log_steps = 10
     data = options['data']
     if data.small:
         if 'bn_momentum' in config.model:
@@ -92,10 +94,8 @@ def get_config(arg: str = '') -> ConfigDict:
                 'batch_size': 16,
                 'data.unlabeled_ratio': 1,
                 'model.resolution': 64,
-                'model.crop': 1.0,
                 'optimizer.learning_rate': learning_rate,
                 'optimizer.cosine_cycles': 0.5,
-                'log_steps': 10,
                 'eval_steps': 100,
                 'checkpoint_steps': 150,
             }
@@ -108,13 +108,11 @@ def get_config(arg: str = '') -> ConfigDict:
                 'steps': steps,
                 'batch_size': min(512, size),
                 'model.resolution': bit_resolution(data.side),
-                'model.crop': 1.0,
                 'methods.finetune.mixup': bit_mixup(size),
                 'optimizer.learning_rate': 0.003 * min(512, size) / 512,
                 'optimizer.schedule': 'steps',
                 'optimizer.warmup': warmup / steps,
                 'optimizer.boundaries': tuple(step / steps for step in boundaries),
-                'log_steps': 10,
                 'eval_steps': steps // 20,
                 'checkpoint_steps': steps // 10,
             }

@@ -68,7 +68,7 @@ def get_config(arg: str = '') -> ConfigDict:
         else:  # nearest neighbours among so many labeled images take their time
             config.eval_steps = config.transfer.steps = config.steps
     else:
-        epoch = 50000 // 128
+        epoch = (data.train + data.unlabeled) // 128
         config.data.unlabeled_ratio = 128
         config.steps = 200 * epoch
         config.eval_steps = 10 * epoch
@@ -79,5 +79,6 @@ def get_config(arg: str = '') -> ConfigDict:
             config.methods.barlow_twins.weight = 0.1  # solo-learn's, too
     if not options['model']:
         config.transfer.layer = 'stage2'  # the paper's choice, too: the last layers know rotations best
-    config.transfer.labels = (5 * data.classes, 20 * data.classes, -1 if few else 100 * data.classes)
+    labels = (5 * data.classes, 20 * data.classes, -1 if few else 100 * data.classes)
+    config.transfer.labels = tuple(number for number in labels if number <= data.train)
     return config.lock()

@@ -24,6 +24,7 @@ from etils import epath
 from tensorflow_datasets.core.download import resource
 
 from data import datasets
+from data.aliases import ALIASES
 from data.builders import idx
 from data.builders.mnist_m import MnistM
 from data.builders.usps import Usps
@@ -34,7 +35,7 @@ def prepare(name: str, folder: str | None = None, data_dir: str | None = None) -
     """Prepares a data set.
 
     Args:
-        name: A data set of `datasets.NAMES`, or any other of tfds.
+        name: A data set of `datasets.NAMES`, another name of it in ALIASES, or any other of tfds.
         folder: Has the original files, None to download them.
         data_dir: Folder of prepared data sets, by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
@@ -44,6 +45,7 @@ def prepare(name: str, folder: str | None = None, data_dir: str | None = None) -
     Raises:
         UserError: It could not be prepared; nothing half-written is left.
     """
+    name = ALIASES.get(name, name)
     builder = datasets.find(name, data_dir)
     if builder.data_path.exists():
         datasets.check_prepared(builder)

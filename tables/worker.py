@@ -76,8 +76,11 @@ def main() -> None:
 
 def _run(settings: Settings, folder: pathlib.Path, data_dir: str | None) -> None:
     """Makes a run. Where another process is making it, waits for that and takes its result."""
+    from configs import data_sets
     from train import experiment, run_folder
 
+    if text := data_sets.assumed(settings):
+        print(text)
     while True:
         try:
             experiment.run(settings, folder, data_dir)

@@ -1,6 +1,5 @@
 """The pages say what is true of the code: links, commands, names of configs and settings."""
 
-import ast
 import concurrent.futures
 import importlib.util
 import json
@@ -15,7 +14,6 @@ import nbformat
 import pytest
 import yaml
 
-import methods
 from data import datasets
 from docs import pictures
 
@@ -170,18 +168,6 @@ def test_files_exist(page):
 def test_path_of_a_newcomer_is_12_files():
     section = read('CONTRIBUTING.md').split('## A new method')[0]
     assert len(re.findall(r'^\d+\. `([\w/]+\.py)`', section, re.MULTILINE)) <= 12
-
-
-def test_nothing_else_knows_a_method_by_name():
-    names = {}
-    for path in (path for package in ('data', 'models', 'train') for path in (ROOT / package).rglob('*.py')):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Constant) and node.value in methods.names():
-                names.setdefault(node.value, set()).add(str(path.relative_to(ROOT)))
-    for word in ('rotation', 'finetune'):  # also a rotated view, and what a result is called
-        names.pop(word, None)
-    # The default of transfer.method.
-    assert names in ({}, {'supervised': {'train/settings.py'}})
 
 
 @pytest.fixture(scope='module')

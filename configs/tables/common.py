@@ -5,7 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from errors import UserError
+from errors import UserError, defaults
+from tables import spec
 
 # What the times of the small tables are based on.
 MEASURED = 'the mean over the runs in results/, each on one CPU core that had other work, too.'
@@ -50,9 +51,8 @@ def table(arg: str, title: str, rows: Mapping[str, dict], columns: Mapping[str, 
     """
     if arg:
         raise UserError(f"A table takes no argument, not '{arg}': change it by --config.seeds, --config.overrides, ...")
-    defaults = {'seeds': (0, 1, 2), 'overrides': (), 'shown': 'last', 'error': False, 'papers': (), 'cost': ''}
     ordered = {'rows': ConfigDict(rows, sort_keys=False), 'columns': ConfigDict(columns, sort_keys=False)}
-    return ConfigDict({'title': title, **ordered, **defaults, **others}).lock()
+    return ConfigDict({**defaults(spec.Table), 'title': title, **ordered, **others}).lock()
 
 
 def paper_scale(
