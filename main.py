@@ -116,8 +116,9 @@ def _command_line(*others: str, **changed: str) -> str:
     """
     config = flags.FLAGS['config']
     settings = config_flags.get_override_values(config) | changed
+    path = config_flags.get_config_filename(config)
     overrides = [f'--config.{name}={value}' for name, value in settings.items()]
-    return shlex.join(['python', 'main.py', f'--config={config_flags.get_config_filename(config)}', *overrides, *others])
+    return shlex.join(['python', 'main.py', f'--config={path}', *overrides, *others])
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
