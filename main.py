@@ -6,6 +6,7 @@
 The same command continues what was interrupted.
 """
 
+import logging as standard_logging
 import os
 import pathlib
 import runpy
@@ -36,6 +37,8 @@ _RENEW = flags.DEFINE_bool('renew', False, 'Make those runs of a table again tha
 
 def main(argv: list[str]) -> None:
     """Does what the flags say."""
+    standard_logging.addLevelName(standard_logging.WARNING, 'warning')
+    logging.get_absl_handler().setFormatter(standard_logging.Formatter('%(levelname)s: %(message)s'))
     if argv[1:]:
         raise UserError(f'Unexpected argument {argv[1]}: settings are given as --config.<name>=<value>.')
     if 'rows' in _CONFIG.value:
@@ -79,20 +82,16 @@ def _run() -> None:
     accuracy = {name: f'{100 * value:.2f} %' for name, value in result['test_accuracy'].items() if value is not None}
     print(f'test accuracy: {accuracy.pop("last")} (' + ', '.join(f'{k} {v}' for k, v in accuracy.items()) + ')')
     print(f'{result["seconds"]:.0f} s on {result["device"]}; everything is in {workdir}/')
-    print(
-        f'next: curves from {workdir}/metrics.jsonl, a JSON row a line; '
-        f'--config.model.pretrained={workdir} begins another run with this network'
-    )
+    print(f'next: draw curves from {workdir}/metrics.jsonl, a JSON row a line, or begin another run with this network:')
+    data_dir = [f'--data_dir={_DATA_DIR.value}'] if _DATA_DIR.value else []
+    print(_command_line(*data_dir, **{'model.pretrained': str(workdir)}))
 
 
 def _table() -> None:
     from tables import command, runner
 
     path = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
-    of_the_machine = ('jobs', 'gpus', 'data_dir', 'workdir', 'list', 'check', 'renew')
-    typed = [a for a in sys.argv[1:] if a.partition('=')[0].lstrip('-') not in of_the_machine]
-    name, line = pathlib.Path(path).stem, shlex.join(['python', 'main.py', *typed])
-    table = command.Command(_CONFIG.value, name, line, _WORKDIR.value, _RENEW.value)
+    table = command.Command(_CONFIG.value, pathlib.Path(path).stem, _command_line(), _WORKDIR.value, _RENEW.value)
     jobs = _JOBS.value or max(1, len(_GPUS.value))
     if _LIST.value:
         print(table.listing(jobs))
@@ -106,6 +105,20 @@ def _table() -> None:
     except runner.Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
+
+
+def _command_line(*others: str, **changed: str) -> str:
+    """Returns the command with the config and the settings that were typed.
+
+    Args:
+        *others: Further flags.
+        **changed: {setting: value} instead of what was typed.
+    """
+    config = flags.FLAGS['config']
+    settings = config_flags.get_override_values(config) | changed
+    path = config_flags.get_config_filename(config)
+    overrides = [f'--config.{name}={value}' for name, value in settings.items()]
+    return shlex.join(['python', 'main.py', f'--config={path}', *overrides, *others])
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -80,7 +81,7 @@ def test_mistakes_are_one_line(number, processes):
     assert not workdir.exists()
 
 
-def test_what_a_run_assumes_and_does_not_use_is_said(tmp_path):
+def test_what_a_run_assumes_and_does_not_use_and_what_is_next_is_said(tmp_path):
     images, classes = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), np.uint8), np.arange(40) % 10
     builder = idx.from_arrays('kmnist', {'train': (images, classes), 'test': (images, classes)}, str(tmp_path))
     datasets.write(builder)
@@ -91,8 +92,12 @@ def test_what_a_run_assumes_and_does_not_use_is_said(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.startswith('kmnist: no recipe in configs/data_sets.py, assumed ')
     assert ' 10 labels, 1 steps\n' in done.stdout
-    warnings = [line.partition('] ')[2] for line in done.stderr.splitlines() if 'no effect' in line]
-    assert warnings == [
-        '--config.data.target_split has no effect without a data.target.',
-        '--config.transfer.steps has no effect without transfer.labels.',
+    assert [line for line in done.stderr.splitlines() if 'no effect' in line] == [
+        'warning: --config.data.target_split has no effect without a data.target.',
+        'warning: --config.transfer.steps has no effect without transfer.labels.',
     ]
+    # The last line is a command for a run that begins with the network of this one.
+    typed = [command[2], *flags, f'--config.model.pretrained={tmp_path}/run', f'--data_dir={tmp_path}']
+    words = shlex.split(done.stdout.splitlines()[-1])
+    assert words[:2] == ['python', 'main.py']
+    assert sorted(words[2:]) == sorted(typed)
