@@ -11,13 +11,13 @@ from methods.base import DataSpec, Inputs, Loss, Method, View
 
 @dataclasses.dataclass(frozen=True)
 class L2SP(Method):
-    """Equation 3: alpha / 2 ||w - w_0||^2 below the features and beta / 2 ||w||^2 on top of them.
+    """Equation 3: alpha / 2 ||w - w_0||^2 for the backbone and beta / 2 ||w||^2 for the heads.
 
-    Over all parameters, the norms' too. Use it instead of `optimizer.weight_decay`, which pulls towards zero.
+    w are all parameters, those of norms included. Use it instead of `optimizer.weight_decay`, which decays to zero.
     """
 
-    alpha: float = 0.01  # towards where training began
-    beta: float = 0.01  # of the classifier and other heads, towards zero
+    alpha: float = 0.01  # factor of the decay to the initial parameters
+    beta: float = 0.01  # factor of the decay of the classifier and other heads to zero
 
     def views(self) -> dict[View, str]:
         return {}
