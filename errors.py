@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this", and settings as dataclasses, checked as they are built."""
+"""The exception for mistakes that the user can correct, and checks of dataclasses of settings."""
 
 import dataclasses
 import difflib
@@ -9,22 +9,22 @@ from typing import Any, TypeVar
 
 T = TypeVar('T')
 
-# Fields of methods and networks with these names are shares or probabilities.
+# Names of fields of methods and networks that are shares or probabilities.
 SHARES = {'threshold', 'contrast_threshold', 'decay', 'ramp', 'warm_up', 'label_smoothing', 'bn_momentum', 'crop'}
 
 
 class UserError(Exception):
-    """A mistake outside the code (a setting, a missing file, a full disk), with what to do about it.
+    """A mistake that the user can correct (a setting, a missing file, a full disk). The message says how.
 
     main.py prints it as one line and exits with 1.
     """
 
 
 def unknown(kind: str, name: str, valid: Iterable[str], more: Iterable[str] = ()) -> UserError:
-    """Returns the error for a name that does not exist: the nearest valid one first, then all of them.
+    """Returns the error for a name that does not exist, which suggests the most similar one and lists all.
 
     Args:
-        kind: What it is the name of.
+        kind: What the name is of, such as 'method'.
         name: The name.
         valid: Names that exist.
         more: Further names that exist, too many to list.
@@ -36,22 +36,26 @@ def unknown(kind: str, name: str, valid: Iterable[str], more: Iterable[str] = ()
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of an error's text, or its type's name if it has none."""
+    """Returns the first line of an error's text, or the name of its type if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(':')
 
 
 def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
-    """Raises UserError unless the value is finite and low <= value <= high."""
+    """Checks that a value is finite and low <= value <= high.
+
+    Raises:
+        UserError: It is not.
+    """
     if not low <= value <= high or value == math.inf:  # also for NaN
         limits = f'at least {low}' if high == math.inf else f'from {low} to {high}'
         raise UserError(f'{name} must be {limits}, not {value}.')
 
 
-def defaults(cls: type, *but: str) -> dict[str, Any]:
-    """Returns {field: default} of a dataclass, without the fields in `but` and those that have none."""
+def defaults(cls: type, *exclude: str) -> dict[str, Any]:
+    """Returns {field: default} of a dataclass, without the fields in `exclude` and those without a default."""
     fields = {}
     for field in dataclasses.fields(cls):
-        if field.init and field.name not in but:
+        if field.init and field.name not in exclude:
             if field.default_factory is not dataclasses.MISSING:
                 fields[field.name] = field.default_factory()
             elif field.default is not dataclasses.MISSING:
@@ -64,12 +68,12 @@ def build(cls: type[T], kind: str, values: Mapping[str, Any], given: Mapping[str
 
     Args:
         cls: The dataclass.
-        kind: What its fields are called in errors.
-        values: Fields that come from the user.
-        given: Fields that come from the program, which the user cannot set.
+        kind: Name for its fields in errors.
+        values: Fields that the user sets.
+        given: Fields that the program sets, and the user cannot.
 
     Raises:
-        UserError: A value that is no field of cls, a field that lacks one, or a tuple of the wrong kind.
+        UserError: A value has no field, a field no value, or a tuple has elements of a wrong type.
     """
     given = given or {}
     declared = dataclasses.fields(cls)  # type: ignore[arg-type]
@@ -85,8 +89,11 @@ def build(cls: type[T], kind: str, values: Mapping[str, Any], given: Mapping[str
 
 
 def _check_elements(name: str, value: Any, kind: Any) -> None:
-    """Raises UserError unless the elements of a tuple are of the kind that its field says."""
-    # ConfigDict checks the types of values, but not those of a tuple's elements.
+    """Checks the types of a tuple's elements, which ConfigDict does not.
+
+    Raises:
+        UserError: They are not those that the field declares.
+    """
     if typing.get_origin(kind) is not tuple:
         return
     element = typing.get_args(kind)[0]
@@ -96,17 +103,17 @@ def _check_elements(name: str, value: Any, kind: Any) -> None:
 
 
 def check_numbers(kind: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Checks the fields of a method or of a network for numbers that none of them can be.
+    """Checks the ranges of the numbers among the fields of a method or of a network.
 
-    A share is at most 1, a count at least 1 where its default is, and every other number 0 or more and finite.
+    A share is at most 1, a count at least 1 if its default is, and every other number finite and at least 0.
 
     Args:
-        kind: What the fields are called in errors.
+        kind: Name for the fields in errors.
         values: {field: value}.
         defaults: {field: default}.
 
     Raises:
-        UserError: A number is impossible.
+        UserError: A number is out of range.
     """
     for name, value in values.items():
         for number in value if isinstance(value, tuple) else (value,):

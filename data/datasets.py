@@ -1,4 +1,4 @@
-"""Data sets: a prepared tfds data set -> arrays in memory. Preparing one is `python -m data.prepare`."""
+"""Reads prepared tfds data sets into memory. `python -m data.prepare` prepares one."""
 
 import contextlib
 import dataclasses
@@ -21,8 +21,8 @@ from data.builders.mnist_m import MnistM
 from data.builders.usps import Usps
 from errors import UserError, first_line, unknown
 
-EMBEDDED = (Digits.name, DigitsM.name)  # Need no files from anywhere, so they are prepared on first use.
-OWN = (Usps.name, MnistM.name, *folders.NAMES)  # Prepared by code of ours that needs no TensorFlow.
+EMBEDDED = (Digits.name, DigitsM.name)  # Need no download, so they are prepared on first use.
+OWN = (Usps.name, MnistM.name, *folders.NAMES)  # Prepared by own builders, which need no TensorFlow.
 NAMES = (*EMBEDDED, *OWN, 'cifar10', 'cifar100', 'fashion_mnist', 'kmnist', 'mnist', 'stl10', 'svhn_cropped')
 MODES = {1: 'L', 3: 'RGB'}  # Of PIL, by the number of channels.
 
@@ -46,10 +46,10 @@ class Arrays:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What is known of a prepared data set without reading its images.
+    """What a prepared data set says about itself, without reading its images.
 
     Attributes:
-        shape: (H, W, C) of an image; H and W are None where images differ in size.
+        shape: (H, W, C) of an image; H and W are None if images differ in size.
         num_classes: Number of classes.
         splits: {split: number of images}.
     """
@@ -60,14 +60,14 @@ class Description:
 
 
 def describe(name: str, data_dir: str | None = None) -> Description:
-    """Describes a prepared data set.
+    """Returns the description of a prepared data set.
 
     Args:
         name: As for `load`.
         data_dir: As for `load`.
 
     Raises:
-        UserError: No such data set, not prepared, or not images with one label each.
+        UserError: There is no such data set, it is not prepared, or it is not of images with one label each.
     """
     builder = find(name, data_dir)
     _check_features(builder, name)
@@ -78,20 +78,20 @@ def describe(name: str, data_dir: str | None = None) -> Description:
 
 
 def load(name: str, split: str, data_dir: str | None = None, size: int = 0) -> Arrays:
-    """Reads one split. Its order is that of the prepared files, so the same every time.
+    """Reads one split, in the order of the prepared files.
 
     Args:
         name: One of NAMES, or any other image classification set of tfds that is prepared in data_dir.
         split: A tfds split, such as 'train', 'test', 'train+unlabelled' or 'train[:80%]'.
         data_dir: Folder of prepared data sets, by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
-        size: Height and width that the whole image is resized to, bilinearly; 0 leaves it as it is.
+        size: Height and width that the whole image is resized to, bilinearly; 0 does not resize.
 
     Returns:
         The images and labels.
 
     Raises:
-        UserError: No such data set or split, not prepared, not images with one label each, or images of various
-            sizes and no size.
+        UserError: There is no such data set or split, it is not prepared, it is not of images with one label each, or
+            its images differ in size and `size` is 0.
     """
     builder = find(name, data_dir)
     _check_features(builder, name)
@@ -99,20 +99,24 @@ def load(name: str, split: str, data_dir: str | None = None, size: int = 0) -> A
     if None in features['image'].shape and not size:
         raise UserError(f'{name} has no equally large images: set data.image_size to the size that all are to have.')
     if name in EMBEDDED and not builder.data_path.exists():
-        # Quietly: it takes a fraction of a second, and is no news to whoever started a training run.
+        # Without a message: it takes a fraction of a second.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             write(builder)
         builder = find(name, data_dir)
     try:
         images, labels = _read(builder, split, size)
-    except Exception as error:  # tfds and array_record have no exception of their own for what users do.
+    except Exception as error:  # tfds and array_record raise many types for mistakes of the user
         check_prepared(builder)
         raise UserError(f"Cannot read '{split}' of {builder.data_dir}: {first_line(error)}") from error
     return Arrays(images, labels, features['label'].num_classes, tuple(features['label'].names))
 
 
 def _check_features(builder: tfds.core.DatasetBuilder, name: str) -> None:
-    """Raises UserError unless it is a data set of images with one label each."""
+    """Checks that a data set is of images with one label each.
+
+    Raises:
+        UserError: It is not.
+    """
     features = builder.info.features
     if not {'image', 'label'} <= set(features or ()) or not isinstance(features['label'], tfds.features.ClassLabel):
         raise UserError(f"{name} is not a data set of images with one 'label' each.")
@@ -121,8 +125,12 @@ def _check_features(builder: tfds.core.DatasetBuilder, name: str) -> None:
 
 
 def find(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
-    """Returns the tfds builder of a data set, prepared or not. Raises UserError if there is no such one."""
-    if name in {own.split('/')[0] for own in folders.NAMES}:  # tfds would take the first of its domains.
+    """Returns the tfds builder of a data set, prepared or not.
+
+    Raises:
+        UserError: There is no such data set.
+    """
+    if name in {own.split('/')[0] for own in folders.NAMES}:  # tfds would take the first domain
         raise unknown('data set', name, NAMES)
     data_dir = os.path.expanduser(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
     try:
@@ -132,12 +140,16 @@ def find(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
     except ValueError as error:  # Includes DatasetNotFoundError.
         # Its text lists a thousand names.
         raise unknown('data set', name, NAMES, tfds.list_builders(with_community_datasets=False)) from error
-    except Exception as error:  # A damaged folder, or code that imports TensorFlow: tfds has many types.
+    except Exception as error:  # a damaged folder, or code that imports TensorFlow: tfds raises many types
         raise UserError(f'{name}: {first_line(error)}') from error
 
 
 def check_prepared(builder: tfds.core.DatasetBuilder) -> None:
-    """Raises UserError with the command to run if `load` cannot read this data set."""
+    """Checks that `load` can read a data set.
+
+    Raises:
+        UserError: It cannot. The message has the command that prepares the data set.
+    """
     name = builder.info.full_name.rpartition('/')[0]  # Of name/config/version.
     if not builder.data_path.exists():
         how = '(downloads it and needs TensorFlow; or add --from=FOLDER with the original files)'
@@ -165,18 +177,18 @@ def write(builder: tfds.core.DatasetBuilder, **kwargs: Any) -> None:
     try:
         builder.download_and_prepare(file_format='array_record', **kwargs)
     except (OSError, ImportError) as error:
-        # tfds writes to a folder of its own and renames it, which fails if another process was faster.
+        # tfds writes to a temporary folder and renames it, which fails if another process was faster.
         if not builder.data_path.exists():
             raise UserError(f'Cannot prepare {builder.data_dir}: {first_line(error)}') from error
 
 
 def _read(builder: tfds.core.DatasetBuilder, split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images and labels, from the decoded copy beside the prepared files if there is a current one.
+    """Returns images and labels, from a decoded copy beside the prepared files if it is up to date.
 
     Decoding 60,000 small PNGs takes seconds at every start of a run, reading the copy a tenth of a second.
     """
     feature = builder.info.features['image']
-    # tfds's own decoding leaves CMYK and palettes as they are.
+    # tfds's decoding does not convert CMYK and palettes.
     skip = {'image': tfds.decode.SkipDecoding()} if size and isinstance(feature, tfds.features.Image) else None
     source = builder.as_data_source(split, decoders=skip)
     folder, stem = pathlib.Path(builder.data_dir), re.sub(r'\W', '_', split) + f'_{size}' * (size > 0)

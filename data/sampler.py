@@ -1,4 +1,4 @@
-"""Which examples a training step uses: a pure function of (seed, stream, step), so nothing is ever saved."""
+"""The examples of a training step: a pure function of (seed, stream, step), so the sampler has no state to save."""
 
 import functools
 import hashlib
@@ -10,19 +10,19 @@ import numpy as np
 def permutation(size: int, seed: int, stream: str, epoch: int = 0) -> np.ndarray:
     """Returns a random order of range(size), the same on every machine and for every numpy version.
 
-    Raw Philox bits and a stable sort are all it uses: NumPy promises that bit generators and SeedSequence
-    never change (NEP 19), and does not promise that for Generator.permutation.
+    It uses raw Philox bits and a stable sort only: NumPy guarantees that bit generators and SeedSequence never
+    change (NEP 19), but not Generator.permutation.
 
     Args:
         size: Number of items, >= 0.
         seed: Any integer.
-        stream: Name of what is drawn; different names give independent orders.
+        stream: Name of the stream; different names give independent orders.
         epoch: Any integer; different epochs give independent orders.
 
     Returns:
         int64 [size], read-only (it is memoised).
     """
-    # Hashed, because SeedSequence joins the words of its numbers without marking where one ends.
+    # Hashed, because SeedSequence concatenates the words of its numbers without separators.
     entropy = int.from_bytes(hashlib.sha256(f'{seed}:{stream}:{epoch}'.encode()).digest(), 'little')
     bits = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(size)
     order = np.argsort(bits, kind='stable')
@@ -31,11 +31,11 @@ def permutation(size: int, seed: int, stream: str, epoch: int = 0) -> np.ndarray
 
 
 def batch_indices(seed: int, stream: str, step: int, batch_size: int, size: int) -> np.ndarray:
-    """Returns the examples of one step.
+    """Returns the indices of the examples of one step.
 
     The stream is an endless sequence of permutations of range(size), one per epoch, of which step t takes the
     positions t * batch_size to (t + 1) * batch_size. So each epoch uses every example once, and a batch may
-    span epochs (it spans several where size < batch_size).
+    span two epochs, or more if size < batch_size.
 
     Args:
         seed: Any integer.

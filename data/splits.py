@@ -1,4 +1,4 @@
-"""Label splits: which training examples keep their labels, and manifests that fix a choice in a file."""
+"""Label splits: which training examples keep their labels, and manifests that store a split in a file."""
 
 import dataclasses
 import hashlib
@@ -20,9 +20,9 @@ class Split:
     """Indices into the training images, each int64 and ascending.
 
     Attributes:
-        labeled: [L] the examples whose labels may be used.
-        unlabeled: [N - V] every example that is not validation, the labeled ones included.
-        validation: [V] the examples kept out of training.
+        labeled: [L] examples whose labels may be used.
+        unlabeled: [N - V] all examples but those of validation; the labeled ones are included.
+        validation: [V] examples held out of training.
     """
 
     labeled: np.ndarray
@@ -35,23 +35,23 @@ def draw(
 ) -> Split:
     """Draws the labeled and the validation examples.
 
-    The labeled ones are chosen first, so asking for a validation part changes no label; and those of a larger
-    num_labeled contain those of a smaller one. Validation follows the class distribution of the rest.
+    The labeled examples are drawn first, so they do not depend on the size of the validation part, and those of a
+    larger num_labeled contain those of a smaller one. Validation follows the class distribution of the rest.
 
     Args:
         labels: [N] class of each training example, -1 where it has none (never chosen as labeled).
-        num_labeled: How many labels over all classes; ALL (-1) means every one that is not validation.
+        num_labeled: Number of labels over all classes; ALL (-1) for all but those of validation.
         num_classes: Number of classes.
-        protocol: 'balanced' takes equally many per class (TorchSSL, USB); 'proportional' follows the class
+        protocol: 'balanced' takes the same number per class (TorchSSL, USB); 'proportional' follows the class
             distribution by the greedy rule of FixMatch's scripts/create_split.py (google-research/fixmatch).
         seed: Any integer.
-        validation: How many validation examples.
+        validation: Number of validation examples.
 
     Returns:
         The split.
 
     Raises:
-        UserError: The protocol is unknown, or the data set has not enough labels, or no equal share of them.
+        UserError: The protocol is unknown, there are not enough labels, or they cannot be shared equally.
     """
     order = permutation(len(labels), seed, 'labels')
     members = [order[labels[order] == c] for c in range(num_classes)]
@@ -66,7 +66,7 @@ def draw(
     if num_labeled == ALL:
         take = have - hold
     labeled = [m[:n] for m, n in zip(members, take, strict=True)]
-    # From the other end of each class, so that runs with more or fewer labels have the same validation part.
+    # From the end of each class, so that the validation part does not depend on the number of labels.
     held_out = [m[len(m) - n :] for m, n in zip(members, hold, strict=True)]
     return _split(np.concatenate(labeled), np.concatenate(held_out), len(labels))
 
@@ -74,15 +74,15 @@ def draw(
 def to_manifest(
     split: Split, name: str, labels: np.ndarray, images: np.ndarray, protocol: str, seed: int
 ) -> dict[str, Any]:
-    """Returns the split as a JSON-able dict that `from_manifest` can check against the data.
+    """Returns the split as a dict for JSON, which `from_manifest` can check against the data.
 
     Args:
         split: What `draw` returned.
         name: Data set name.
         labels: [N] classes.
         images: uint8 [N, H, W, C].
-        protocol: How it was drawn (a record; reading it back does not draw again).
-        seed: What it was drawn from (a record too).
+        protocol: The protocol that it was drawn by, for information only.
+        seed: The seed that it was drawn from, for information only.
     """
     return {
         'data_set': name,
@@ -97,11 +97,11 @@ def to_manifest(
 
 
 def from_manifest(path: str | os.PathLike, name: str, labels: np.ndarray, images: np.ndarray) -> Split:
-    """Reads a split back and makes sure that it means the very same images.
+    """Reads a split and checks that it refers to the same images.
 
     Args:
-        path: JSON file with what `to_manifest` returned.
-        name: Name of the data set at hand.
+        path: JSON file with the result of `to_manifest`.
+        name: Name of the data set.
         labels: [N] its classes.
         images: uint8 [N, H, W, C], its images.
 
@@ -109,7 +109,7 @@ def from_manifest(path: str | os.PathLike, name: str, labels: np.ndarray, images
         The split.
 
     Raises:
-        UserError: The file cannot be read, is no manifest, or does not fit this data set.
+        UserError: The file cannot be read, is not a manifest, or does not fit this data set.
     """
 
     def check(ok: bool, problem: str) -> None:
@@ -158,7 +158,7 @@ def _balanced(total: int, have: np.ndarray, what: str) -> np.ndarray:
 
 
 def _proportional(total: int, have: np.ndarray, what: str) -> np.ndarray:
-    """Returns how many of each class to take: one at a time from the class furthest below its share."""
+    """Returns the number of examples of each class, taken one by one from the class furthest below its share."""
     if total > have.sum():
         raise UserError(f'{total} {what} were asked for, but only {have.sum()} labeled examples are left.')
     share = have / max(have.max(), 1)

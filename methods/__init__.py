@@ -1,4 +1,4 @@
-"""Methods by name: `methods/<name>.py` is found by its file name and needs no registration."""
+"""Methods by name: `methods/<name>.py` is found by its file name, without registration."""
 
 import importlib
 import pkgutil

@@ -26,7 +26,8 @@ class AdaMatch(Method):
     """Section 3: labeled term + weight * ramp * mean 1(max q >= tau) H(label, p(strong)), labeled term included.
 
     - Random logit interpolation (3.2): labeled logits are lambda z' + (1 - lambda) z'', lambda ~ U(0, 1) for each
-      logit, z' from the batch of all images and z'' from the labeled images alone, which leave the running statistics.
+      logit, z' from the batch of all images and z'' from the labeled images alone. The latter pass does not change the
+      running statistics.
     - Distribution alignment (3.3): q is aligned by the moving averages of predictions on weak labeled and unlabeled.
     - Relative threshold (3.4): tau is `threshold` times the mean confidence on the weak labeled images of the step.
     - Labeled loss: the mean of the cross-entropies on weak and strong view. Ramp: 1/2 - cos(min(pi, 2 pi t)) / 2.
@@ -41,7 +42,7 @@ class AdaMatch(Method):
     weight: float = 1.0
     interpolation: bool = True  # random logit interpolation
     decay: float = 0.999  # of the moving average of labeled predictions
-    average: int = 128  # batches of the moving average of unlabeled predictions
+    average: int = 128  # number of batches in the moving average of unlabeled predictions
     statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
     def views(self) -> dict[View, str]:

@@ -1,4 +1,4 @@
-"""Barlow Twins (Zbontar et al. 2021, arXiv:2103.03230): dimensions that views agree in and that differ."""
+"""Barlow Twins (Zbontar et al. 2021, arXiv:2103.03230): embeddings equal across views, with uncorrelated dimensions."""
 
 import dataclasses
 
@@ -14,9 +14,9 @@ class BarlowTwins(Method):
     """Equation 1: sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2, C the correlation of the views' projections.
 
     C is over the batch, of dimensions normalised by their mean and biased variance, as in the official code
-    (facebookresearch/barlowtwins, main.py). `weight` is what an early version of that code called scale-loss (there
-    0.024, in solo-learn 0.1 for CIFAR): LARS divides it out, SGD does not. Each view has its own pass through the
-    projection. Views as in methods/byol.py.
+    (facebookresearch/barlowtwins, main.py). `weight` is the option scale-loss of an early version of that code (0.024;
+    0.1 in solo-learn for CIFAR): LARS divides it out, SGD does not. Each view has its own pass through the projection.
+    The views are those of methods/byol.py.
     """
 
     weight: float = 1.0

@@ -17,12 +17,12 @@ from models.mlp import MLP
 
 
 class View(NamedTuple):
-    """What a method looks at: the images of a stream under a random augmentation.
+    """The images of a stream under a random augmentation.
 
     Attributes:
         stream: 'labeled' or 'unlabeled'; in domain adaptation the source and the target.
         augmentation: 'weak', 'strong', 'rotated' or 'distorted', see `data.augment`.
-        draw: 1, or a number for each further draw of the same augmentation.
+        draw: Number of the draw of this augmentation, from 1.
     """
 
     stream: str
@@ -46,19 +46,20 @@ JOINT = 'joint'  # in the joint batch: shares its statistics, gradient flows thr
 SEPARATE = 'separate'  # in a batch of all separate views, with statistics of its own that evaluation does not use
 NO_GRAD = 'no_grad'  # normalised with the joint batch's statistics without entering them; no backward pass
 IMAGES = 'images'  # not in the joint batch: the method passes the images to `Inputs.forward` itself
-POLICIES = (JOINT, SEPARATE, NO_GRAD, IMAGES)  # a view that two methods ask for gets the first of theirs
+POLICIES = (JOINT, SEPARATE, NO_GRAD, IMAGES)  # where two methods share a view, the first of their policies holds
 
 
 def weak_and_strong(statistics: str) -> tuple[str, str]:
-    """Returns the policies of the weak and of the strong views of consistency methods, from one word.
+    """Returns the batch-norm policies of the weak and of the strong views of a consistency method.
 
-    joint: One batch, as in FixMatch's official code.
-    no_grad: The weak views are only looked at, and need no backward pass.
-    separate: The strong views have statistics of their own, as where each view has a forward pass (TLlib). The running
-        statistics are those of the clean views, labeled and weak.
+    Args:
+        statistics: 'joint' is one batch, as in FixMatch's official code. With 'no_grad' the weak views are used for
+            pseudo-labels only, without a backward pass. With 'separate' the strong views have statistics of their own,
+            as in codebases with a forward pass for each view (TLlib); the running statistics are those of the labeled
+            and weak views.
 
     Raises:
-        UserError: It is none of these.
+        UserError: There is no such policy.
     """
     policies = {JOINT: (JOINT, JOINT), NO_GRAD: (NO_GRAD, JOINT), SEPARATE: (JOINT, SEPARATE)}
     if statistics not in policies:
@@ -68,17 +69,17 @@ def weak_and_strong(statistics: str) -> tuple[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
-    """What a method may know of the data beforehand.
+    """What a method knows of the data before training.
 
     Attributes:
         num_classes: Number of classes.
         image_shape: (H, W, C).
         labels: Classes of all labeled images, int32 `[N]`; position i is that of `Inputs.indices['labeled']`.
-        num_unlabeled: How many images the unlabeled stream draws from.
+        num_unlabeled: Number of images that the unlabeled stream draws from.
         batch_sizes: {stream: images in a step}.
         variables: {'params', 'batch_stats'} of the network when training begins.
         heads: Names of the layers on top of the features.
-        key: For whatever is random in a method's first state; another one for every seed and method.
+        key: Random key for the method's initial state, distinct for each seed and method.
     """
 
     num_classes: int
@@ -93,14 +94,15 @@ class DataSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a method sees of a run before its first step.
+    """What `Method.prepare` gets before the first step.
 
     Attributes:
         images: All labeled images, not augmented, uint8 `[N, H, W, C]`.
         labels: Their classes, int32 `[N]`.
-        params, batch_stats: Of the network when training begins.
+        params: Parameters of the network when training begins.
+        batch_stats: Its running statistics.
         forward: `(params, images, batch_stats) -> outputs` preprocesses images and runs the network as in evaluation.
-        key: For whatever is random in it.
+        key: Random key, distinct for each seed and method.
     """
 
     images: np.ndarray
@@ -113,23 +115,24 @@ class Start:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a loss sees of one step.
+    """What a loss gets in one step.
 
     Attributes:
-        labels: True classes of the labeled stream, int32 `[B]`. There are none for the unlabeled stream: the engine
-            keeps them to itself and scores `Loss.pseudo_labels` with them, so that no method can learn from them.
-        indices: {stream: which of the stream's images these are, int32 `[n]`}.
+        labels: True classes of the labeled stream, int32 `[B]`. Those of the unlabeled stream stay in the engine, which
+            scores `Loss.pseudo_labels` with them, so that no method can learn from them.
+        indices: {stream: indices of the images within the stream, int32 `[n]`}.
         images: {view: preprocessed images, float32 `[n, H, W, C]`, or `[n, D]` with cached features}; image i is the
             same in every view of a stream.
-        outputs: {view that is not 'images': {'features': `[n, D]`, 'logits': `[n, num_classes]`, and one for every
-            head}}.
-        progress: The fraction of training (of its round, see `Method.rounds`) that is done, float32 in [0, 1).
-        key: For whatever is random in the loss; another one for every method and step.
-        params, ema_params: Of the network and of its teacher, the exponential moving average.
-        forward: `(params, images, draw='name') -> (outputs, batch_stats)` runs the network over one batch by itself,
-            normalised with that batch's own statistics. The running statistics stay as they are unless batch_stats
-            goes into `Loss`. Passes of another name drop other units. `(params, images, batch_stats)` runs it as in
-            evaluation, with the running statistics given.
+        outputs: {view: {'features': `[n, D]`, 'logits': `[n, num_classes]`, and the output of every head}}, without
+            views of the policy 'images'.
+        progress: The fraction of training (of the round, see `Method.rounds`) that is done, float32 in [0, 1).
+        key: Random key, distinct for each method and step.
+        params: Parameters of the network.
+        ema_params: Their exponential moving average, the teacher.
+        forward: `(params, images, draw='name') -> (outputs, batch_stats)` runs the network on a separate batch,
+            normalised with the statistics of that batch. The running statistics do not change unless batch_stats is
+            returned in `Loss`. Passes with different draws drop different units. `(params, images, batch_stats)` runs
+            the network as in evaluation, with the given running statistics.
         mlp: `(params, name, x) -> output` runs one of the method's own networks (`Method.mlps`).
     """
 
@@ -146,7 +149,12 @@ class Inputs:
 
 
 class PseudoLabels(NamedTuple):
-    """Guessed classes of the unlabeled stream, int32 `[n]`, and their weights in the loss, float32 `[n]`."""
+    """Pseudo-labels of the unlabeled stream.
+
+    Attributes:
+        labels: Classes, int32 `[n]`.
+        mask: Their weights in the loss, float32 `[n]`.
+    """
 
     labels: jax.Array
     mask: jax.Array
@@ -159,9 +167,9 @@ class Loss(NamedTuple):
         loss: The weighted loss, a scalar.
         state: The method's new state.
         metrics: Scalars to log; 'loss' is the method's main term before its weight.
-        pseudo_labels: Those it used, for the engine to score.
-        batch_stats: What `Inputs.forward` returned, where the network's running statistics are to come from there.
-            Only one method of a run may return any.
+        pseudo_labels: The pseudo-labels that it used, which the engine scores.
+        batch_stats: New running statistics of the network, as `Inputs.forward` returned them; None leaves them to the
+            engine. Only one method of a run may return any.
     """
 
     loss: jax.Array
@@ -180,7 +188,7 @@ class Method:
 
     @property
     def rotation_averaged(self) -> bool:
-        """Whether to report the test accuracy of outputs averaged over four rotations of the image, too."""
+        """Whether evaluation also reports the accuracy of outputs averaged over four rotations of the image."""
         return False
 
     def views(self) -> dict[View, str]:
@@ -204,19 +212,21 @@ class Method:
         return ()
 
     def prepare(self, state: Any, start: Start) -> Any:
-        """Returns the state before the first step, after a look at the labeled images. Called once in a run."""
+        """Returns the state before the first step, given the labeled images. Called once in a run."""
         del start
         return state
 
     def loss(self, inputs: Inputs, state: Any) -> Loss:
-        """Returns the loss of one step. Pure; called inside the compiled step."""
+        """Returns the loss of one step. A pure function, called inside the compiled step."""
         raise NotImplementedError
 
     def relabel(self, state: Any, probabilities: jax.Array, round_number: jax.Array) -> Any:
         """Returns the state for a round after the first.
 
-        probabilities: the EMA network's class probabilities for every image of the unlabeled stream, `[N, C]`.
-        round_number: int32, from 1.
+        Args:
+            state: The state after the round before.
+            probabilities: The EMA network's class probabilities for every image of the unlabeled stream, `[N, C]`.
+            round_number: Number of the round, int32, from 1.
         """
         del probabilities, round_number
         return state

@@ -1,4 +1,4 @@
-"""Batch spectral shrinkage: suppresses what little a batch has in some directions (Chen et al. 2019, NeurIPS)."""
+"""BSS, batch spectral shrinkage: penalises small singular values of the features (Chen et al. 2019, NeurIPS)."""
 
 import dataclasses
 
@@ -15,12 +15,12 @@ class BSS(Method):
     that it takes: the ones that the classifier sees, a sum over the batch. Both train the backbone at a tenth of the
     classifier's rate, with a weight decay of 5e-4.
 
-    sigma_i are the singular values of the batch's features `[B, D]`. Their squares are the eigenvalues of the
+    sigma_i are the singular values of the batch's features F `[B, D]`. Their squares are the eigenvalues of the
     smaller one of F F^T and F^T F, whose gradient is finite where that of a decomposition of F is not.
     """
 
     eta: float = 1e-3  # factor of the penalty
-    k: int = 1  # how many singular values
+    k: int = 1  # number of singular values
 
     def views(self) -> dict[View, str]:
         return {LABELED: JOINT}

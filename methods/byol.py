@@ -1,4 +1,4 @@
-"""BYOL (Grill et al. 2020, arXiv:2006.07733): each view predicts what the EMA teacher makes of the other."""
+"""BYOL (Grill et al. 2020, arXiv:2006.07733): each view predicts the EMA teacher's projection of the other."""
 
 import dataclasses
 
@@ -14,9 +14,9 @@ from models.mlp import MLP
 class BYOL(Method):
     """Equation 2, symmetrised: the mean over views of ||unit(prediction) - unit(teacher's projection of the other)||^2.
 
-    The teacher's decay is the run's `ema_decay` and constant (the paper's rises to 1 by a cosine); both views pass it
-    in one batch with their own statistics. The two views differ in blur and solarization (table 6, and
-    byol/utils/augmentations.py of the official code), in configs/rotation.py.
+    The teacher's decay is the run's `ema_decay`, a constant (in the paper it rises to 1 by a cosine). The teacher sees
+    both views in one batch, normalised with the statistics of that batch. The two views differ in blur and solarization
+    (table 6, and byol/utils/augmentations.py of the official code), as set in configs/rotation.py.
     """
 
     weight: float = 1.0

@@ -1,4 +1,4 @@
-"""CDAN and CDAN+E (Long et al. 2018, arXiv:1705.10667): DANN's discriminator also sees what the classifier predicts."""
+"""CDAN and CDAN+E (Long et al. 2018, arXiv:1705.10667): DANN with a discriminator that also gets the predictions."""
 
 import dataclasses
 
@@ -14,13 +14,13 @@ from models.mlp import MLP
 class CDAN(Method):
     """Equations 2 to 9: the discriminator's input is the outer product of features and class probabilities.
 
-    No gradient goes through the probabilities. With `randomized` > 0 it is that many products of random projections
-    instead (equation 6), which the run's seed draws: for many classes, see configs/data_sets.py. (The paper has them
-    from 4,096 products on, its code and TLlib on request.)
+    No gradient flows through the probabilities. With `randomized` > 0 the input is that many products of random
+    projections instead (equation 6), which are drawn from the run's seed. This is meant for many classes, see
+    configs/data_sets.py. (The paper uses them from 4,096 products on; in its code and in TLlib they are an option.)
 
-    With `entropy` (CDAN+E) an example weighs 1 + exp(-H(p)), scaled to a mean of one in each domain. To the network the
-    weights have a gradient, reversed as that of the features: equation 9, and the authors' code (thuml/CDAN, loss.py).
-    TLlib has none, and scales the weights over both domains.
+    With `entropy` (CDAN+E) an example has the weight 1 + exp(-H(p)), scaled to a mean of one in each domain. The
+    network gets a gradient through the weights, reversed like that of the features: equation 9, and the authors' code
+    (thuml/CDAN, loss.py). TLlib has no gradient there, and scales the weights over both domains.
     """
 
     weight: float = 1.0

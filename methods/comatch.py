@@ -13,14 +13,14 @@ from methods.terms import align, cross_entropy, normalise, pseudo_labels, push, 
 class CoMatch(Method):
     """Equations 3-9: weight * mean 1(max q >= threshold) H(q, p(strong)) + contrast_weight * L_ctr.
 
-    The prediction of the weak view is aligned (divided by its mean over the last `average` batches, of those there have
-    been, as in the official code) and smoothed: q = alpha p + (1 - alpha) sum_k a_k p_k over a memory of recent
-    embeddings and their probabilities (true labels for labeled images), a = softmax(z z_k / t), once the memory is
-    full. L_ctr is the cross-entropy between two graphs over the batch: similarities of the embeddings of two strong
-    views, and q q^T with ones on the diagonal and values below contrast_threshold cut. The first strong view is
-    FixMatch's, the second SimCLR's, as in the official CIFAR code (datasets/cifar.py; USB draws FixMatch's twice). That
-    code, like this, fills the memory from the network in training; its ImageNet code from the EMA network. The
-    projection's first layer is as wide as the features, as there.
+    The prediction of the weak view is aligned (divided by its mean over the last `average` batches, or over all while
+    there are fewer, as in the official code) and, once the memory is full, smoothed: q = alpha p + (1 - alpha) sum_k
+    a_k p_k with a = softmax(z z_k / t), over a memory of recent embeddings z_k and their probabilities p_k (one-hot
+    labels for labeled images). L_ctr is the cross-entropy between two graphs over the batch: the similarities of the
+    embeddings of two strong views, and q q^T with ones on the diagonal and zeros for values below contrast_threshold.
+    The first strong view is FixMatch's, the second SimCLR's, as in the official CIFAR code (datasets/cifar.py; USB
+    draws FixMatch's twice). Like that code, this one fills the memory from the network in training; the official
+    ImageNet code uses the EMA network. The projection's first layer is as wide as the features, as there.
     """
 
     threshold: float = 0.95  # tau
@@ -28,10 +28,10 @@ class CoMatch(Method):
     temperature: float = 0.2  # t of the similarities
     weight: float = 1.0
     contrast_weight: float = 1.0
-    alpha: float = 0.9  # share of a prediction that is not smoothed
+    alpha: float = 0.9  # weight of the prediction; 1 - alpha is that of the memory
     embedding: int = 64  # dimensions
-    batches: int = 5  # that the memory holds
-    average: int = 32  # batches that alignment averages over
+    batches: int = 5  # number of batches that the memory holds
+    average: int = 32  # number of batches that alignment averages over
     statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
     def views(self) -> dict[View, str]:
@@ -44,7 +44,7 @@ class CoMatch(Method):
     def init_state(self, data: DataSpec) -> dict:
         size = self.batches * sum(data.batch_sizes.values())
         return {
-            # Rows without a batch only scale the mean, and alignment normalises.
+            # Rows that are still zero only scale the mean, and alignment normalises.
             'guessed': jnp.zeros((self.average, data.num_classes)),
             'embeddings': jnp.zeros((size, self.embedding)),
             'probabilities': jnp.zeros((size, data.num_classes)),

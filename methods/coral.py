@@ -1,4 +1,4 @@
-"""Deep CORAL (Sun & Saenko 2016, arXiv:1607.01719): the same covariance in both domains."""
+"""Deep CORAL (Sun & Saenko 2016, arXiv:1607.01719): the covariance of an output is made equal in both domains."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from methods.terms import predictions
 class CORAL(Method):
     """Equation 1: ||C_S - C_T||_F^2 / (4 d^2), of the covariances of an output with d dimensions.
 
-    The paper takes the classifier's output and a weight at which both losses end up about equal.
+    The paper uses the output of the classifier, and a weight at which both losses are about equal after training.
     """
 
     weight: float = 1.0
@@ -30,6 +30,6 @@ class CORAL(Method):
 
 
 def _covariance(x: jax.Array) -> jax.Array:
-    """Of `[n, d]`, without bias: `[d, d]`."""
+    """Returns the unbiased covariance of x `[n, d]`, `[d, d]`."""
     centred = x - x.mean(0)
     return centred.T @ centred / (len(x) - 1)

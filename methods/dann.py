@@ -1,4 +1,4 @@
-"""DANN (Ganin et al. 2016, JMLR 17, arXiv:1505.07818): features from which no one can tell the domain."""
+"""DANN (Ganin et al. 2016, JMLR 17, arXiv:1505.07818): features from which a discriminator cannot tell the domain."""
 
 import dataclasses
 
@@ -14,10 +14,11 @@ class DANN(Method):
     """Equation 9: a discriminator learns to tell source from target features; the gradient it sends back is reversed.
 
     lambda rises with progress and multiplies the reversed gradient alone, as in the paper's experiments, so that the
-    discriminator learns at full speed from the start. The loss is half the sum of both domains' means (TLlib); the
-    paper's is the sum: weight 2. Discriminators: the paper's for MNIST has one hidden layer of 100, for SVHN two of
-    1024, without batch norm; TLlib's two of 1024 with it. Which statistics normalise which domain in the network is
-    `model.batch_norm`, a layer between backbone and classifier `model.bottleneck_width`.
+    discriminator learns at full speed from the start. The loss is half the sum of the means over each domain (TLlib);
+    the paper has the sum: weight 2. The discriminator is TLlib's, two hidden layers of 1024 with batch norm; the
+    paper's have no batch norm, one hidden layer of 100 for MNIST and two of 1024 for SVHN. `model.batch_norm` sets
+    which statistics the network normalises each domain with, `model.bottleneck_width` a layer between backbone and
+    classifier.
     """
 
     weight: float = 1.0

@@ -11,33 +11,35 @@ from errors import UserError
 from methods.base import JOINT, LABELED, DataSpec, Inputs, Loss, Method, Start, View
 from methods.terms import cross_entropy, uniform
 
-_BATCH = 32  # images, for the attention
-_MEASURED = 4  # batches in which filters are set to zero
-_EPOCHS = 10  # of the classifier that the attention is measured with
-_TINY = 1e-30  # where no filter makes a difference
-_AT_ONCE = 8  # filters; the layers before them are computed once for all
+_BATCH = 32  # images in a batch, for the attention
+_MEASURED = 4  # number of batches on which the loss without a filter is measured
+_EPOCHS = 10  # of training the classifier that the attention is measured with
+_TINY = 1e-30  # avoids a division by zero where no filter changes the loss
+_AT_ONCE = 8  # filters measured together; the layers below are computed once for all of them
 
 
 @dataclasses.dataclass(frozen=True)
 class Delta(Method):
     """Sections 3.2 and 3.3 and the authors' code (lixingjian/DELTA, train.py and channel_eval.py).
 
-    alpha / 2 sum_j C_j sum_c W_jc ||FM_jc - FM0_jc||^2 / (h w) + beta / 2 ||w_head||^2, summed over the images of the
-    batch: alpha is theirs in batches of 64. FM_j `[C_j, h, w]` is the output of the last convolution of stage j, before
-    its norm; FM0_j that of the pretrained network, as in evaluation, on the same augmented images.
+    The loss is alpha / 2 sum_j C_j sum_c W_jc ||FM_jc - FM0_jc||^2 / (h w) + beta / 2 ||w_head||^2, summed over the
+    images of the batch; the default of alpha is the authors' for batches of 64. FM_j `[C_j, h, w]` is the output of the
+    last convolution of stage j, before its norm. FM0_j is that of the pretrained network, run as in evaluation on the
+    same augmented images.
 
-    The attention W_j = softmax(z / 5) is over the standardised increases z of the loss, each with one filter set to
-    zero, of the pretrained network with a classifier that was trained on its features. The classifier's ten epochs and
-    the number of measured images are the authors'; unlike theirs, the images are not augmented and the running
-    statistics stay those of the pretrained network.
+    The attention is W_j = softmax(z / 5). z are the standardised increases of the loss when one filter at a time is set
+    to zero, in the pretrained network with a classifier trained on its features. The classifier's ten epochs and the
+    number of measured images are the authors'. Unlike theirs, the images are not augmented and the running statistics
+    stay those of the pretrained network.
 
-    Without attention all values of a map are added up, not divided by h w either (authors and TLlib, 'fea_map'). With
-    it is what the paper calls DELTA, and TLlib's default. In neither code has DELTA a weight decay beside beta.
+    Without attention the squared differences of a map are summed without division by h w (the authors' and TLlib's
+    'fea_map'). The paper's DELTA, and TLlib's default, is the one with attention. Neither code has a weight decay
+    beside beta.
     """
 
     alpha: float = 0.01  # factor of the distance
-    beta: float = 0.01  # of the classifier and other heads, towards zero
-    attention: bool = True  # channels weigh by what the loss gains without them
+    beta: float = 0.01  # factor of the L2 penalty of the classifier and other heads
+    attention: bool = True  # weight channels by the increase of the loss without them
 
     def views(self) -> dict[View, str]:
         return {LABELED: JOINT}
@@ -77,7 +79,7 @@ class Delta(Method):
 
 
 def _attention(forward, layers, params, batch_stats, images, labels, key) -> dict[str, jax.Array]:
-    """Returns the attention `[C]` of every layer whose output is among the network's."""
+    """Returns the attention `[C]` of every layer whose feature map is among the network's outputs."""
     batches = -(-len(images) // _BATCH)
     size = len(images) // batches
     order = jax.random.permutation(key, len(images))[: batches * size].reshape(batches, size)

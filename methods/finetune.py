@@ -1,4 +1,4 @@
-"""Fine-tuning on the labeled images, with what keeps a network of many parameters from learning few images by heart."""
+"""Fine-tuning on the labeled images, with regularisation against overfitting to few images."""
 
 import dataclasses
 
@@ -12,20 +12,20 @@ from methods.terms import cross_entropy, mixup
 
 @dataclasses.dataclass(frozen=True)
 class Finetune(Method):
-    """Mean cross-entropy of the labeled images, with smoothed or mixed labels and balanced classes where asked for.
+    """Mean cross-entropy of the labeled images, optionally with label smoothing, mixup and balanced classes.
 
     Label smoothing is Szegedy et al. 2016 (arXiv:1512.00567), section 7; mixup is Zhang et al. 2018
-    (arXiv:1710.09412), with one share a batch as in BiT, between the batch and its reverse. With balanced classes
-    an image weighs N / (C n_c): the number of labels over classes times labels of its class.
+    (arXiv:1710.09412), between the batch and its reverse with one lambda for the batch, as in BiT. With balanced
+    classes an image has the weight N / (C n_c), for N labels, C classes and n_c labels of its class.
 
-    Which layers learn, and how fast, is `optimizer.layer_rates`, `layer_decay` and `unfreeze_step`. Regularisers
-    are methods of their own, to put beside any other: l2_sp, delta, bss.
+    `optimizer.layer_rates`, `layer_decay` and `unfreeze_step` set which layers learn, and how fast. The regularisers
+    l2_sp, delta and bss are separate methods.
     """
 
     weight: float = 1.0  # factor of this term in the total loss
-    label_smoothing: float = 0.0  # share of a label that is spread over all classes
-    mixup: float = 0.0  # alpha of the share's Beta distribution; 0 mixes nothing
-    balanced: bool = False  # all classes weigh the same, however many labels they have
+    label_smoothing: float = 0.0  # share of a label that is distributed over all classes
+    mixup: float = 0.0  # alpha of the Beta distribution of lambda; 0 for no mixup
+    balanced: bool = False  # equal weight for all classes, whatever their numbers of labels
 
     def views(self) -> dict[View, str]:
         return {LABELED: IMAGES if self.mixup else JOINT}

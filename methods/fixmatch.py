@@ -1,7 +1,7 @@
 """FixMatch (Sohn et al. 2020, arXiv:2001.07685): confident labels of the weak view teach the strong view.
 
 The unlabeled term of the total loss l_s + lambda_u l_u; l_s is methods/supervised.py, and configs/fixmatch.py
-puts the two together.
+combines the two.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ class FixMatch(Method):
 
     In the official code labeled, weak and strong images pass the network as one batch, so batch norm takes its
     statistics from all of them: statistics 'joint'. With 'no_grad' it takes them from the labeled and the strong
-    images, and the weak ones, which are only looked at, need no backward pass. With 'separate' the strong images have
-    statistics of their own, and evaluation uses those of the labeled and the weak ones.
+    images, and the weak ones, which are used for pseudo-labels only, need no backward pass. With 'separate' the strong
+    images have statistics of their own, and evaluation uses those of the labeled and the weak ones.
 
-    Its extensions: soft labels are q sharpened with a temperature above 0, and alignment is ReMixMatch's, by
-    the labels' class frequencies and a moving average of q over the 128 batches before this one, uniform at first; the
-    threshold then looks at aligned q. The official code has no alignment for FixMatch: the average is that of its
+    Extensions: with a temperature above 0 labels are soft, q sharpened. Alignment is ReMixMatch's, by the class
+    frequencies of the labels and the mean of q over the 128 batches before this one, which begins uniform; the
+    threshold then applies to the aligned q. The official code has no alignment for FixMatch: the average is that of its
     ReMixMatch (PMovingAverage).
     """
 

@@ -13,12 +13,12 @@ from methods.terms import cross_entropy, pseudo_labels, targets
 class FlexMatch(Method):
     """Equations 5-10: the mean of 1(max q >= T(argmax q)) H(argmax q, p(strong)).
 
-    sigma(c) counts the unlabeled images whose last confident (>= threshold) label was c; beta is sigma divided by the
-    largest sigma or, while more images than that have no label yet, by their number (equation 11, the warm-up);
+    sigma(c) counts the unlabeled images whose last confident (>= threshold) label was c. beta is sigma divided by the
+    largest sigma or, if it is larger, by the number of images without a label (equation 11, the warm-up).
     T(c) = threshold * beta / (2 - beta). Thresholds are those before the step, as in the official code.
     """
 
-    threshold: float = 0.95  # tau: for the best-learned class, and to be counted
+    threshold: float = 0.95  # tau: of the best-learned class, and for the counts
     weight: float = 1.0
     warm_up: bool = True  # equation 11
     statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
@@ -29,7 +29,7 @@ class FlexMatch(Method):
 
     def init_state(self, data: DataSpec) -> dict:
         return {
-            'labels': jnp.full(data.num_unlabeled, -1, jnp.int32),  # of each unlabeled image; -1: none yet
+            'labels': jnp.full(data.num_unlabeled, -1, jnp.int32),  # of each unlabeled image; -1 for none
             'counts': jnp.zeros(data.num_classes, jnp.int32),  # sigma
         }
 
@@ -42,7 +42,7 @@ class FlexMatch(Method):
         loss = (guess.mask * cross_entropy(guess.labels, inputs.outputs[STRONG]['logits'])).mean()
 
         index = inputs.indices['unlabeled']
-        # An index behind the last one is dropped: only confident labels are written.
+        # An index out of range is dropped: only confident labels are written.
         index = jnp.where(q.max(-1) >= self.threshold, index, len(state['labels']))
         labels = state['labels'].at[index].set(guess.labels, mode='drop')
         counts = jax.nn.one_hot(labels, len(counts), dtype=jnp.int32).sum(0)  # -1 is no class

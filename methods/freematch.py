@@ -14,18 +14,18 @@ class FreeMatch(Method):
     """Equations 5-12: weight * mean 1(max q >= tau(argmax q)) H(argmax q, p(strong)) + fairness_weight * L_f.
 
     tau is the moving average of the mean confidence, tau(c) = tau * p(c) / max p with p the moving average of q.
-    L_f = -H(SumNorm(p / h), SumNorm(p_s / h_s)): p_s and h_s are mean prediction and histogram of classes of the
-    strong views that pass the mask, h the moving average of the histogram of weak views. It is negative, and falls as
-    the cross-entropy between the two grows; this sign is the paper's and the official code's (in TorchSSL and USB).
-    There 1 / h is 0 for a class that does not occur. On SVHN TorchSSL holds the thresholds tau(c) in [0.9, 0.95]
-    and USB tau below 0.95; configs/freematch.py does the former.
+    L_f = -H(SumNorm(p / h), SumNorm(p_s / h_s)): p_s and h_s are the mean prediction and the histogram of classes of
+    the strong views selected by the mask, h the moving average of the histogram of weak views. L_f is negative, and
+    falls as the cross-entropy between the two grows; this sign is the paper's and the official code's (in TorchSSL and
+    USB). There 1 / h is 0 for a class that does not occur. On SVHN TorchSSL clips the thresholds tau(c) to [0.9, 0.95]
+    and USB tau to at most 0.95; configs/freematch.py does the former.
     """
 
     weight: float = 1.0  # w_u
     fairness_weight: float = 0.001  # w_f; USB's settings; 0.01 in its code's default and TorchSSL's CIFAR-10
     decay: float = 0.999  # lambda of the moving averages
-    lowest: float = 0.0  # that the threshold of a class may be
-    highest: float = 1.0  # that it may be
+    lowest: float = 0.0  # least threshold of a class
+    highest: float = 1.0  # greatest threshold of a class
     statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
     def views(self) -> dict[View, str]:
@@ -49,7 +49,7 @@ class FreeMatch(Method):
         guess = pseudo_labels(q, jnp.clip(thresholds, self.lowest, self.highest))
         loss = (guess.mask * cross_entropy(guess.labels, strong)).mean()
 
-        any_passes = guess.mask.any()  # else the term is 0, and so has to be its gradient
+        any_passes = guess.mask.any()  # otherwise the term and its gradient are 0
         weights = jnp.where(any_passes, guess.mask, 1)
         p_strong = weights @ jax.nn.softmax(strong)
         histogram = weights @ jax.nn.one_hot(strong.argmax(-1), num_classes)
@@ -62,4 +62,5 @@ class FreeMatch(Method):
 
 
 def _inverse(histogram: jax.Array) -> jax.Array:
+    """Returns 1 / histogram, 0 where it is 0."""
     return jnp.where(histogram > 0, 1 / jnp.where(histogram > 0, histogram, 1), 0)

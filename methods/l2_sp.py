@@ -11,15 +11,15 @@ from methods.base import DataSpec, Inputs, Loss, Method, View
 
 @dataclasses.dataclass(frozen=True)
 class L2SP(Method):
-    """Equation 3: alpha / 2 ||w - w_0||^2 below the features and beta / 2 ||w||^2 on top of them.
+    """Equation 3: alpha / 2 ||w - w_0||^2 for the backbone and beta / 2 ||w||^2 for the heads.
 
     Over kernels, as in the authors' code (holyseven/TransferLearningClassification, weight_decay_mode 1); the codes of
     DELTA and TLlib take biases and the norms' parameters, too. The defaults are those of all three; for Stanford Dogs
     the authors' script has an alpha of .1. Use it instead of `optimizer.weight_decay`, which pulls towards zero.
     """
 
-    alpha: float = 0.01  # towards where training began
-    beta: float = 0.01  # of the classifier and other heads, towards zero
+    alpha: float = 0.01  # factor of the decay to the initial parameters
+    beta: float = 0.01  # factor of the decay of the classifier and other heads to zero
 
     def views(self) -> dict[View, str]:
         return {}

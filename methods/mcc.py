@@ -13,8 +13,8 @@ from methods.terms import entropy, predictions
 class MCC(Method):
     """Equations 3 to 7: the off-diagonal part of the class confusion of a batch, |C| of it averaged over classes.
 
-    Predictions are flattened by a temperature; examples weigh 1 + exp(-entropy), scaled to a mean of one, through which
-    no gradient goes.
+    Predictions are smoothed by a temperature. Examples have the weights 1 + exp(-entropy), scaled to a mean of one;
+    no gradient flows through the weights.
     """
 
     weight: float = 1.0

@@ -14,7 +14,8 @@ class MeanTeacher(Method):
 
     The teacher is the exponential moving average that the run keeps and evaluates (setting ema_decay, 0.999 in the
     paper). The paper's weight is 100 with a sigmoid ramp over 80 epochs; weight and linear ramp are those of the
-    MixMatch and FixMatch codebases. Both networks normalise with the batch's own statistics, out of the running ones.
+    MixMatch and FixMatch codebases. Both networks normalise with the statistics of the batch, which do not enter the
+    running ones.
     """
 
     weight: float = 50.0

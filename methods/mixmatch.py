@@ -11,21 +11,21 @@ from methods.terms import cross_entropy, mixup, ramp, sharpen, squared_differenc
 
 @dataclasses.dataclass(frozen=True)
 class MixMatch(Method):
-    """Algorithm 1 and equations 2-5: L_X + weight * ramp * L_U. It has its labeled term in itself.
+    """Algorithm 1 and equations 2-5: L_X + weight * ramp * L_U. It includes the labeled term.
 
     L_X is the cross-entropy on mixed labeled images, L_U the squared difference, averaged over classes, on mixed
     unlabeled ones; a guess is the mean of K = 2 predictions. The mixed images pass the network as one batch, which
     gives the running statistics (the official code interleaves them into K + 1 batches, each of which is a sample of
     all, and takes the statistics of the first). alpha and weight are the paper's for CIFAR-10; configs/mixmatch.py has
-    its others. FixMatch's code has alpha 0.5 and weight 100; TorchSSL and USB, too (USB 150 on CIFAR-100), with one
-    lambda for a whole batch and a ramp over 0.4 of training.
+    those for other data sets. FixMatch's code has alpha 0.5 and weight 100; TorchSSL and USB, too (USB 150 on
+    CIFAR-100), with one lambda for a whole batch and a ramp over 0.4 of training.
     """
 
     temperature: float = 0.5
     alpha: float = 0.75  # of the Beta distribution of MixUp
     weight: float = 75.0  # lambda_U
     ramp: float = 1 / 64  # fraction of training over which the weight rises: the official 1024 of 65536 kimg
-    per_example: bool = True  # one lambda an image (official) or a batch
+    per_example: bool = True  # one lambda for each image (official) or for the batch
 
     def views(self) -> dict[View, str]:
         return {LABELED: IMAGES, WEAK: IMAGES, WEAK2: IMAGES}

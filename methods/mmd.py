@@ -1,5 +1,7 @@
-"""DAN and JAN (Long et al. 2015, arXiv:1502.02791, and 2017, arXiv:1605.06636): the same features by maximum mean
-discrepancy, alone or together with the predictions."""
+"""DAN and JAN (Long et al. 2015, arXiv:1502.02791, and 2017, arXiv:1605.06636): maximum mean discrepancy.
+
+DAN minimises it between the features of both domains, JAN between features and predictions jointly.
+"""
 
 import dataclasses
 
@@ -15,10 +17,11 @@ class MMD(Method):
     """The squared maximum mean discrepancy between source and target, E k(s, s') + E k(t, t') - 2 E k(s, t).
 
     DAN: equation 1 with the kernels of section 4.1. Its estimate of linear complexity is the default: the mean over i
-    of k(s_i, s_i+1) + k(t_i, t_i+1) - k(s_i, t_i+1) - k(s_i+1, t_i) over the batch, whose first example comes after its
-    last. So it is in TLlib's scripts and in the authors' code (thuml/Xlearn); in the paper no example is in two pairs.
-    Where a domain has fewer examples, they come round again. Without `linear` it is the average over all pairs of
-    different examples, TLlib's default for JAN. The 2 / (n - 1) that TLlib adds is left out: it has no gradient.
+    of k(s_i, s_i+1) + k(t_i, t_i+1) - k(s_i, t_i+1) - k(s_i+1, t_i) over the batch, where the last example is followed
+    by the first. TLlib's scripts and the authors' code (thuml/Xlearn) do the same; in the paper no example is in two
+    pairs. If a domain has fewer examples than the other, they are repeated. Without `linear` the estimate is the mean
+    over all pairs of different examples, TLlib's default for JAN. The 2 / (n - 1) that TLlib adds is left out: it has
+    no gradient.
 
     k is the sum of Gaussians whose variances are `scales` times the mean squared distance of the batch (TLlib; in the
     authors' code the mean leaves out an example's distance to itself). With `joint` k is the product of that sum for
@@ -48,7 +51,12 @@ class MMD(Method):
 
 
 def _neighbours(kernel: jax.Array, n: int) -> jax.Array:
-    """The estimate from pairs of neighbours; kernel `[n + m, n + m]` of n source examples and m of the target."""
+    """Returns the estimate from neighbouring pairs.
+
+    Args:
+        kernel: k for all pairs of n source and then m target examples, `[n + m, n + m]`.
+        n: Number of source examples.
+    """
     m = len(kernel) - n
     i = jnp.arange(max(n, m))
     s, next_s, t, next_t = i % n, (i + 1) % n, n + i % m, n + (i + 1) % m
@@ -56,13 +64,13 @@ def _neighbours(kernel: jax.Array, n: int) -> jax.Array:
 
 
 def _all_pairs(kernel: jax.Array, n: int) -> jax.Array:
-    """The unbiased estimate from all pairs of different examples, arguments as for `_neighbours`."""
+    """Returns the unbiased estimate from all pairs of different examples; arguments as for `_neighbours`."""
     domains = kernel[:n, :n], kernel[n:, n:]
     within = [(part.sum() - jnp.trace(part)) / (len(part) * (len(part) - 1)) for part in domains]
     return sum(within) - 2 * kernel[:n, n:].mean()
 
 
 def _squared_distances(x: jax.Array) -> jax.Array:
-    """Between all pairs of `[n, D]`: `[n, n]`."""
+    """Returns the squared distances between all pairs of x `[n, D]`, `[n, n]`."""
     square = jnp.square(x).sum(-1)
     return jnp.maximum(square[:, None] + square - 2 * x @ x.T, 0)

@@ -13,9 +13,9 @@ class PiModel(Method):
     """Algorithm 1: weight * ramp * mean over images and classes of (p(weak) - p(weak2))^2.
 
     The gradient flows through one of the two, as in the MixMatch and FixMatch codebases (in the paper through both,
-    which doubles it). Each view is normalised with its own statistics, out of the running ones. The paper ramps up
-    exp(-5 (1 - t)^2) over 80 of 300 epochs and has a weight of 100 times the share of labels; here as in FixMatch's
-    codebase and USB the ramp is linear.
+    which doubles it). Each view is normalised with its own statistics, which do not enter the running ones. The paper
+    ramps up exp(-5 (1 - t)^2) over 80 of 300 epochs and has a weight of 100 times the share of labels; here as in
+    FixMatch's codebase and USB the ramp is linear.
     """
 
     weight: float = 10.0

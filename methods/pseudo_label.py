@@ -12,7 +12,8 @@ class PseudoLabel(Method):
 
     Lee has no threshold (0 here) and ramps the weight up to 3. The threshold, the weight of 1 and the linear ramp over
     the first 0.4 of training are those of Oliver et al. (2018, arXiv:1804.09170) and of the MixMatch and FixMatch
-    codebases. There the unlabeled batch is normalised with its own statistics and kept out of the running ones.
+    codebases. There, as here, the unlabeled batch is normalised with its own statistics, which do not enter the running
+    ones.
     """
 
     threshold: float = 0.95

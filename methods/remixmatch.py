@@ -12,16 +12,16 @@ from methods.terms import align, class_distribution, cross_entropy, mixup, push,
 
 @dataclasses.dataclass(frozen=True)
 class ReMixMatch(Method):
-    """Algorithm 1 and equations 3-5, the labeled term included:
+    """Algorithm 1 and equations 3-5, including the labeled term.
 
-    H(p, X') + weight ramp H(q, U') + anchor_weight ramp H(q, u_1) + rotation_weight H(r, rotated u_1), each a mean,
-    where u_1 is the first strong view before mixing. Guesses come from the weak view, aligned with the class
-    frequencies of the labels by a moving average of the `average` batches before this one, then sharpened; the average
-    begins with as many uniform rows, as in the official code (PMovingAverage). That takes the frequencies of the labels
-    from a moving average of the labeled batches, with decay 0.999. All images with gradient pass the network as one
-    batch, which gives the running statistics. Strong views here are RandAugment's (the paper: CTAugment). K and the
-    weight of rotations are the official scripts' for 250 labels of CIFAR-10 and SVHN, and more; configs/remixmatch.py
-    has the others. TorchSSL, USB: K = 2.
+    The loss is H(p, X') + weight ramp H(q, U') + anchor_weight ramp H(q, u_1) + rotation_weight H(r, rotated u_1), each
+    term a mean, where u_1 is the first strong view before mixing. Guesses come from the weak view, aligned with the
+    class frequencies of the labels by the mean over the `average` batches before this one, then sharpened. That mean
+    begins with uniform rows, as in the official code (PMovingAverage), which takes the frequencies of the labels from a
+    moving average of the labeled batches with decay 0.999. All images with gradient pass the network as one batch,
+    which gives the running statistics. Strong views here are RandAugment's (the paper: CTAugment). K and the weight of
+    rotations are those of the official scripts for 250 or more labels of CIFAR-10 and SVHN; configs/remixmatch.py has
+    the others. TorchSSL and USB have K = 2.
     """
 
     temperature: float = 0.5
@@ -31,7 +31,7 @@ class ReMixMatch(Method):
     anchor_weight: float = 0.5  # of the first strong view, unmixed
     rotation_weight: float = 0.5
     ramp: float = 1 / 64  # fraction of training over which the weights of the guesses rise
-    average: int = 128  # batches that the distribution of guesses is taken over
+    average: int = 128  # number of batches that the distribution of guesses is the mean over
 
     def _strong(self) -> list[View]:
         return [STRONG._replace(draw=k) for k in range(1, self.strong_views + 1)]

@@ -1,4 +1,4 @@
-"""Rotation prediction (RotNet, Gidaris et al. 2018, arXiv:1803.07728): which way up is this image?"""
+"""Rotation prediction (RotNet, Gidaris et al. 2018, arXiv:1803.07728): classifying the rotation of an image."""
 
 import dataclasses
 
@@ -10,13 +10,14 @@ from methods.terms import rotation_loss
 class Rotation(Method):
     """Equations 2 and 3: mean cross-entropy of a 4-way head for unlabeled images turned by 0, 90, 180 or 270 degrees.
 
-    All 4 copies of an image or one, turned after or before the other augmentations: `data.rotated`. Alone it needs no
-    label; beside other methods it is their auxiliary loss. batch_norm 'images' gives the rotated images a pass and
-    statistics of their own, which leave the running ones, for use beside methods whose images are upright.
+    `data.rotated` sets whether an image has all 4 copies or one, and whether it is turned after or before the other
+    augmentations. Alone the loss needs no label; beside other methods it is an auxiliary loss. With batch_norm 'images'
+    the rotated images have a separate pass and statistics of their own, which do not enter the running ones, for use
+    beside methods whose images are upright.
     """
 
     weight: float = 1.0
-    batch_norm: str = JOINT  # with the images of other methods, or 'images'
+    batch_norm: str = JOINT  # 'joint', with the images of other methods, or 'images'
 
     def views(self) -> dict[View, str]:
         return {ROTATED: self.batch_norm}

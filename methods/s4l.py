@@ -10,19 +10,18 @@ from methods.terms import cross_entropy, rotation_loss
 
 @dataclasses.dataclass(frozen=True)
 class S4L(Method):
-    """Equations 1 and 3, the labeled term included: H(y, labeled) + weight * (rotation loss of both streams) / 2.
+    """Equations 1 and 3, including the labeled term: H(y, labeled) + weight * (mean of both streams' rotation losses).
 
-    As in the official code all images, labeled and not, pass the network in one batch in 4 rotations, and the labels
-    hold for every rotation; with `all_copies` False for the upright ones only. The rotation loss is the mean of the two
-    streams' means.
+    As in the official code all images, labeled and unlabeled, pass the network in one batch in 4 rotations, and the
+    labels are used for every rotation; with `all_copies` False for the upright images only.
     """
 
     weight: float = 1.0
-    all_copies: bool = True  # a label holds for all rotations of its image
+    all_copies: bool = True  # use the label for all rotations of the image
 
     @property
     def rotation_averaged(self) -> bool:
-        """Evaluation also averages over rotations, where the classifier knows them."""
+        """Whether the classifier is trained on all rotations: then evaluation also averages over them."""
         return self.all_copies
 
     def views(self) -> dict[View, str]:

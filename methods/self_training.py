@@ -1,4 +1,4 @@
-"""Self-training in rounds: train, label the unlabeled images, train on those labels too, and again.
+"""Self-training in rounds: each round labels the unlabeled images with the network of the round before.
 
 Curriculum Labeling (Cascante-Bonilla et al. 2021, arXiv:2001.06001) with the class balance of Noisy Student (Xie et
 al. 2020, arXiv:1911.04252), which is a setting of it: view 'strong', soft True, growing False.
@@ -18,20 +18,20 @@ _VIEWS = {'weak': WEAK, 'strong': STRONG}
 
 @dataclasses.dataclass(frozen=True)
 class SelfTraining(Method):
-    """mean mask H(label, p) over the unlabeled images, with labels that stay fixed for a round.
+    """The mean of mask H(label, p) over the unlabeled images, with labels that are fixed during a round.
 
-    The first round has none. Each later round begins with the EMA network's prediction for every unlabeled image.
-    Of those predicted as a class it keeps the most confident, at most the same number for every class: N / C images,
-    rounded up, in the last round, and in the r-th of R - 1 rounds the share r / (R - 1) of that (curriculum labeling
-    raises the share by 20 points a round). The steps of the run are split evenly over the rounds.
+    The first round has no such labels. Each later round begins with the EMA network's prediction for every unlabeled
+    image, and keeps for each class the most confident predictions: at most N / C images, rounded up, in the last round,
+    and the share r / (R - 1) of that in the r-th of the R - 1 rounds (curriculum labeling raises the share by 20 points
+    a round). The steps of the run are split evenly over the rounds.
     """
 
     rounds: int = 6
-    restart: bool = True  # every round from new parameters (both papers), or from the last student
-    growing: bool = True  # the share of the images that a round uses grows, or is 1 from the second round
+    restart: bool = True  # begin each round with new parameters (both papers), not with the last student
+    growing: bool = True  # increase the share of images from round to round; if not, it is 1 from the second
     threshold: float = 0.0  # least confidence of a label; Noisy Student 0.3 on ImageNet
     soft: bool = False  # labels are probabilities (Noisy Student) or classes
-    view: str = 'weak'  # that the student learns from: 'weak' or 'strong' (the noise of Noisy Student)
+    view: str = 'weak'  # of the student: 'weak' or 'strong' (the noise of Noisy Student)
     weight: float = 1.0
 
     def __post_init__(self):

@@ -11,11 +11,11 @@ from models.mlp import MLP
 
 @dataclasses.dataclass(frozen=True)
 class SimCLR(Method):
-    """Equation 1 (NT-Xent): cross-entropy of finding an image's other view among the 2n - 1 other views of the batch.
+    """Equation 1 (NT-Xent): cross-entropy of classifying an image's other view among the 2n - 1 other views of a batch.
 
-    Views are the paper's; configs/rotation.py has its strengths, for CIFAR-10 those of appendix B.9 (no blur, jitter of
-    strength 0.5). The projection has the paper's two layers; the official code's has three, and batch norm after the
-    last one.
+    The views are the paper's. Their strengths are in configs/rotation.py, for CIFAR-10 those of appendix B.9 (no blur,
+    jitter of strength 0.5). The projection has the paper's two layers; that of the official code has three, and batch
+    norm after the last one.
     """
 
     weight: float = 1.0

@@ -13,25 +13,25 @@ from methods.terms import align, cross_entropy, normalise, pseudo_labels, push, 
 class SimMatch(Method):
     """Equations 3-13: weight * mean 1(max p >= threshold) H(p, p(strong)) + instance_weight * mean H(q, q(strong)).
 
-    A memory holds the teacher's embedding of every labeled image. q are the similarities of an embedding to it,
+    A memory holds the teacher's embedding z_k of every labeled image. q are the similarities of an embedding z to it,
     softmax(z z_k / t). The teacher (the EMA network) sees the weak view; its p is aligned by the mean of the last
     `average` batches. Unfolding: q of the teacher is scaled by p of each labeled image's class, and normalised.
     Aggregation: p becomes alpha p + (1 - alpha) (q before scaling, summed over each class). Labeled images that have
-    not been met yet have no similarity (official: no instance term in the first epoch).
+    not been in a batch yet have a similarity of 0 (official: no instance term in the first epoch).
 
-    The official code is ImageNet's: its teacher runs with running statistics, here with the batch's own. For CIFAR, USB
-    has no teacher, and moves the memory with momentum 0.7. Alignment averages the batches there have been: the queue of
-    the official code (256 batches; 32 for CIFAR in the paper and USB) starts with zeros, which cancel. The projection's
-    nonlinearity is the network's (official: ReLU).
+    The official code is for ImageNet; its teacher normalises with the running statistics, this one with those of the
+    batch. For CIFAR, USB has no teacher, and updates the memory with momentum 0.7. Alignment averages over the batches
+    so far, `average` at most: the queue of the official code (256 batches; 32 for CIFAR in the paper and USB) begins
+    with zeros, which cancel. The projection's nonlinearity is the network's (official: ReLU).
     """
 
     threshold: float = 0.95
     temperature: float = 0.1  # t of the similarities
     weight: float = 1.0  # lambda_u
     instance_weight: float = 1.0  # lambda_in
-    alpha: float = 0.9  # share of the class prediction in p
+    alpha: float = 0.9  # weight of the class prediction in p
     embedding: int = 128  # dimensions
-    average: int = 32  # batches that alignment averages over
+    average: int = 32  # number of batches that alignment averages over
 
     def views(self) -> dict[View, str]:
         return {LABELED: IMAGES, WEAK: IMAGES, STRONG: JOINT}
@@ -41,7 +41,7 @@ class SimMatch(Method):
 
     def init_state(self, data: DataSpec) -> dict:
         return {
-            # Rows without a batch only scale the mean, and alignment normalises.
+            # Rows that are still zero only scale the mean, and alignment normalises.
             'guessed': jnp.zeros((self.average, data.num_classes)),
             'embeddings': jnp.zeros((len(data.labels), self.embedding)),
             'classes': jax.nn.one_hot(data.labels, data.num_classes),

@@ -1,4 +1,4 @@
-"""SimSiam (Chen & He 2021, arXiv:2011.10566): each view predicts the other, through which no gradient goes."""
+"""SimSiam (Chen & He 2021, arXiv:2011.10566): each view predicts the other one, with a stop-gradient."""
 
 import dataclasses
 
@@ -14,9 +14,9 @@ from models.mlp import MLP
 class SimSiam(Method):
     """Equations 1 to 4: the mean of -cos(predictor(z1), z2) and -cos(predictor(z2), z1), from -1 to 1.
 
-    Views are SimCLR's, weaker, with the strengths of the official code (main_simsiam.py) in configs/rotation.py and
-    without blur on CIFAR (appendix D). The projection's last layer has no batch norm here (the paper's table 3: 67.4 %
-    on ImageNet instead of 68.1 %).
+    The views are weaker ones of SimCLR's kind, with the strengths of the official code (main_simsiam.py), set in
+    configs/rotation.py, and without blur on CIFAR (appendix D). The projection's last layer has no batch norm here (the
+    paper's table 3: 67.4 % on ImageNet instead of 68.1 %).
     """
 
     weight: float = 1.0

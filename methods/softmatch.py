@@ -10,12 +10,12 @@ from methods.terms import align, cross_entropy, ema, targets, uniform
 
 @dataclasses.dataclass(frozen=True)
 class SoftMatch(Method):
-    """Equations 4-11: the mean of lambda(q) H(argmax q, p(strong)) with a truncated Gaussian for the weight,
+    """Equations 4-11: the mean of lambda(q) H(argmax q, p(strong)), with a truncated Gaussian as the weight lambda.
 
     lambda(q) = exp(-(max UA(q) - mu)^2 / (2 var / sigmas^2)) below mu and 1 above. mu and var are moving averages of
-    mean and unbiased variance of max q. UA, uniform alignment, multiplies q by (1/C) / (moving average of q) and
-    normalises; it is used for the weight only, the label is that of q. USB takes mu and var after alignment; the paper
-    and TorchSSL before. TorchSSL aligns to a moving average of labeled predictions instead of 1/C.
+    the mean and the unbiased variance of max q. UA, uniform alignment, multiplies q by (1/C) / (moving average of q)
+    and normalises; it is used for the weight only, and the label is argmax q. The paper and TorchSSL compute mu and var
+    before alignment, USB after it. TorchSSL aligns to a moving average of labeled predictions instead of 1/C.
     """
 
     weight: float = 1.0

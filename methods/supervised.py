@@ -1,4 +1,4 @@
-"""Cross-entropy on the labeled images: the baseline alone, the labeled term of other methods beside them."""
+"""Cross-entropy on the labeled images: alone the baseline, beside other methods their labeled term."""
 
 import dataclasses
 
@@ -21,9 +21,9 @@ ANNEALING = {
 class Supervised(Method):
     """Mean cross-entropy of the weakly augmented labeled images (FixMatch, equation 3).
 
-    With training signal annealing (UDA), the mean over those whose true class has a probability of at most eta, which
-    rises from 1 / C to 1: eta = alpha(progress) (1 - 1 / C) + 1 / C. The official scripts for CIFAR-10 and SVHN leave
-    it off. TorchSSL and USB compare the largest probability, and average over all labeled images.
+    With training signal annealing (UDA) the mean is over the images whose true class has a probability of at most eta,
+    which rises from 1 / C to 1: eta = alpha(progress) (1 - 1 / C) + 1 / C. The official scripts for CIFAR-10 and SVHN
+    do not use it. TorchSSL and USB compare the largest probability, and average over all labeled images.
     """
 
     weight: float = 1.0  # factor of this term in the total loss

@@ -10,10 +10,11 @@ from methods.terms import kl_divergence, pseudo_labels, sharpen, targets
 class UDA(Method):
     """Equation 1, sharpened and masked (section 2.3): mean 1(max p >= threshold) KL(p^(1/T) || p(strong)).
 
-    The mask looks at the prediction before it is sharpened. threshold and temperature are the paper's and the official
-    code's for CIFAR-10; FixMatch's re-implementation has 0.95 and 1, and >= like this, where the official one has >.
-    USB has a soft cross-entropy, whose gradient is the same. Training signal annealing, which drops easy labeled
-    examples, is a setting of methods/supervised.py, off as in the official scripts for CIFAR-10 and SVHN.
+    The mask is computed from the prediction before sharpening. threshold and temperature are the paper's and the
+    official code's for CIFAR-10; FixMatch's re-implementation has 0.95 and 1. Like that, this one compares with >=,
+    where the official code has >. USB has a soft cross-entropy, whose gradient is the same. Training signal annealing,
+    which drops easy labeled examples, is a setting of methods/supervised.py, off as in the official scripts for
+    CIFAR-10 and SVHN.
     """
 
     threshold: float = 0.8

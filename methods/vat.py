@@ -1,4 +1,4 @@
-"""VAT (Miyato et al. 2018, arXiv:1704.03976): predictions should stand the worst small perturbation of an image."""
+"""VAT (Miyato et al. 2018, arXiv:1704.03976): predictions should not change under the worst small perturbation."""
 
 import dataclasses
 
@@ -16,7 +16,8 @@ class VAT(Method):
     r has length epsilon (in normalised pixels) and the direction in which the divergence grows fastest, found by power
     iteration from a random start: d <- normalised gradient of KL(p(x) || p(x + xi d)) in d. With entropy minimisation
     it is VAT+EntMin. Weight and ramp are FixMatch's codebase's (USB: weight 1; the paper: 1 and no ramp, entropy_weight
-    1 and epsilon chosen for each data set). Batches are normalised with their own statistics, out of the running ones.
+    1 and epsilon chosen for each data set). Batches are normalised with their own statistics, which do not enter the
+    running ones.
 
     The known codebases have xi = 1e-6, at which float32 rounding hides the gradient: the direction is mostly noise
     (tests/test_golden_guessing.py holds the default to the exact direction, which 1e-6 fails).
@@ -25,8 +26,8 @@ class VAT(Method):
     weight: float = 0.3
     ramp: float = 0.4  # fraction of training over which the weight rises
     epsilon: float = 6.0  # length of the perturbation
-    xi: float = 1e-3  # length of the step that the direction is found with
-    iterations: int = 1  # of the power method
+    xi: float = 1e-3  # step of the finite difference in the power iteration
+    iterations: int = 1  # of the power iteration
     entropy_weight: float = 0.06
 
     def views(self) -> dict[View, str]:
@@ -52,7 +53,7 @@ class VAT(Method):
 
 
 def _unit(images: jax.Array) -> jax.Array:
-    """Images `[n, H, W, C]`, each scaled to length one over all its pixels."""
+    """Returns images `[n, H, W, C]`, each scaled to length one over all its pixels."""
     # In two steps: the squares of a small gradient would underflow.
     images = images / jnp.maximum(jnp.abs(images).max(axis=(1, 2, 3), keepdims=True), 1e-30)
     return images / jnp.sqrt(jnp.square(images).sum(axis=(1, 2, 3), keepdims=True) + 1e-12)

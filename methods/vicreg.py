@@ -1,4 +1,4 @@
-"""VICReg (Bardes et al. 2022, arXiv:2105.04906): views agree, dimensions vary, and they do not covary."""
+"""VICReg (Bardes et al. 2022, arXiv:2105.04906): variance, invariance and covariance regularisation of embeddings."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ class VICReg(Method):
 
     As in the official code (facebookresearch/vicreg, main_vicreg.py), s is the mean squared difference over images and
     dimensions (the paper sums over dimensions), and v(Z) + v(Z') is halved (the paper and solo-learn do not). Variances
-    and covariances are the unbiased ones. Each view has its own pass through the projection. Views as in
+    and covariances are the unbiased ones. Each view has its own pass through the projection. The views are those of
     methods/byol.py.
     """
 

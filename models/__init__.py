@@ -1,4 +1,4 @@
-"""Networks behind one seam: explicit variables in, every named intermediate out. Only this package knows flax."""
+"""Networks as functions of explicit variables that return every named output. Only this package knows flax."""
 
 import dataclasses
 import functools
@@ -26,14 +26,14 @@ from models.wide_resnet import WideResNet
 class Common:
     """The settings of every network, beside those of its backbone."""
 
-    pretrained: str = ''  # weights to begin with: a published name, a file or a run's folder; '' for random ones
-    resolution: int = 0  # side in pixels that images are brought to; 0: that of the weights, or as they are
+    pretrained: str = ''  # initial weights: a published name, a file or a run's folder; '' for random ones
+    resolution: int = 0  # side in pixels that images are resized to; 0: that of the weights, or no resizing
     crop: float = 0.0  # part of the shorter side that is kept; 0: that of the weights, or all
-    frozen_statistics: bool = False  # batch norm keeps its running statistics and uses them in training, too
-    batch_norm: str = 'joint'  # what it makes of two domains, one of DOMAIN_POLICIES
+    frozen_statistics: bool = False  # batch norm uses its running statistics in training, too, and does not update them
+    batch_norm: str = 'joint'  # batch-norm statistics of two domains, one of DOMAIN_POLICIES
     bottleneck_width: int = 0  # of a layer between backbone and classifier; 0 for none
     bottleneck_norm: bool = True  # batch norm in it
-    # Share of the features that the classifier does not see in training. With a bottleneck, that no loss sees.
+    # Dropout rate of the features for the classifier; with a bottleneck, for every loss that reads the features.
     dropout: float = 0.0
 
     def __post_init__(self):
@@ -45,19 +45,19 @@ class Common:
             raise UserError(f'model.frozen_statistics leaves nothing to model.batch_norm={self.batch_norm}: drop one.')
 
 
-# What batch norm makes of two domains, as shares of each (source, target) in the running statistics of evaluation.
+# Batch-norm statistics of two domains: the shares of (source, target) in the running statistics for evaluation.
 DOMAIN_POLICIES = {
     'joint': None,  # one batch: statistics of all images together (TLlib)
     'separate': (0.5, 0.5),  # each domain by its own statistics; evaluation by their average (Dassl, DeepDA)
     'adabn': (0.0, 1.0),  # each by its own, evaluation by the target's (Li et al. 2016, arXiv:1603.04779)
-    # With scale and bias of their own, too (Chang et al. 2019, arXiv:1906.03950). Images that a method passes by itself
-    # (`Inputs.forward`), and those in frozen layers, take the target's.
+    # Each domain also has its own scale and bias (Chang et al. 2019, arXiv:1906.03950). Images that a method passes
+    # itself (`Inputs.forward`), and those in frozen layers, use the target's.
     'domain_specific': (0.0, 1.0),
 }
 
 _BASIC = {'bottleneck': False}
 
-# {name: (backbone, what differs from the defaults of its fields and of Common)}
+# {name: (backbone, settings that differ from the defaults of its fields and of Common)}
 MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     'wide_resnet': (WideResNet, {}),
     'resnet18_small': (ResNet, {'blocks': (2, 2, 2, 2), **_BASIC, 'small_images': True}),
@@ -79,7 +79,7 @@ Variables = dict[str, Any]  # {'params': {layer: {leaf: array}}, 'batch_stats': 
 
 
 class Batch(NamedTuple):
-    """Images of a forward pass in training, see `Model.apply`."""
+    """The arguments of a forward pass in training, see `Model.apply`."""
 
     images: jax.Array
     keys: jax.Array | None = None
@@ -90,10 +90,10 @@ class Layer(NamedTuple):
     """What the engine knows of a layer.
 
     Attributes:
-        head: It sits on top of the features.
-        depth: Number of its block: 0 for the stem, one more for each block, most for the heads.
-        norm: It keeps running statistics.
-        drops: It leaves out units at random in training.
+        head: Whether it is on top of the features.
+        depth: Number of its block: 0 for the stem, one more for each block, largest for the heads.
+        norm: Whether it has running statistics.
+        drops: Whether it drops units at random in training.
     """
 
     head: bool
@@ -109,9 +109,10 @@ class Model:
     Attributes:
         network: The Flax module, with its heads.
         preprocess: Maps pixels in [0, 1] to its input.
-        weights: That it begins with, instead of random ones.
+        weights: Initial weights; None for random ones.
         mlps: {name: small network on top of it that a method runs itself}.
-        frozen_statistics, batch_norm: See `Common`.
+        frozen_statistics: See `Common`.
+        batch_norm: See `Common`.
     """
 
     network: Network
@@ -122,20 +123,20 @@ class Model:
     batch_norm: str = 'joint'
 
     def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> Variables:
-        """Returns the variables to begin with, for images of shape `[H, W, C]` before preprocessing.
+        """Returns the initial variables, for images of shape `[H, W, C]` before preprocessing.
 
         Raises:
             UserError: Pretrained weights do not fit.
         """
         shape = jax.eval_shape(self.preprocess, jnp.zeros((1, *image_shape))).shape
         random = functools.partial(self._random, shape=shape)
-        # On a CPU, XLA's optimisation takes seconds and this runs once. Options are not allowed within a trace.
+        # On a CPU, XLA's optimisation takes seconds, and this runs once. Within a trace options are not allowed.
         alone = jax.default_backend() == 'cpu' and not isinstance(key, jax.core.Tracer)
         options = {'xla_backend_optimization_level': 0} if alone else None
         jit = functools.partial(jax.jit, compiler_options=options)
         if self.weights is None:
             return jit(random)(key)
-        # Only the layers on top of the backbone are drawn; the others come from the weights.
+        # Only the layers on top of the backbone are random; the others come from the weights.
         above = {name for name, layer in self.layers.items() if layer.head} | {*BOTTLENECK}
 
         def on_top(key):
@@ -175,10 +176,10 @@ class Model:
             variables: Its variables.
             images: Preprocessed images, float32 `[N, H, W, C]`, or features `[N, D]`.
             train: Batch norm takes its statistics from the batch and updates the running ones; units are dropped.
-            frozen: Layers that in training, too, are as in evaluation.
-            keys: In training, a random key for each image, for what drops units. Without, nothing is dropped.
-            domains: In training where `has_domains`, 0 for each image of the source and 1 for the target's, int32
-                `[N]`. Without, all images are of one domain.
+            frozen: Layers that run as in evaluation, in training, too.
+            keys: In training, a random key for each image, for dropout; None for no dropout.
+            domains: In training if `has_domains`, 0 for images of the source and 1 for those of the target, int32
+                `[N]`; None if all images are of one domain.
 
         Returns:
             {name of an output: its values, `[N, ...]`}, and the new batch_stats.
@@ -189,17 +190,19 @@ class Model:
     def apply_beside(
         self, variables: Variables, batch: Batch, beside: Batch, frozen: frozenset[str] = frozenset()
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], Any]:
-        """Runs the network in training on one batch, and on images beside it that are only looked at.
+        """Runs the network in training on a batch, and on further images without a backward pass.
 
-        The latter need no backward pass, which is a third of the work: no gradient flows through them, and batch norm
-        normalises them with the moments of the former. The running statistics are over both.
+        No gradient flows through the further images, so they need no backward pass, the larger part of the work. Batch
+        norm normalises them with the moments of the batch. The running statistics are updated with both.
 
         Args:
-            variables, frozen: As for `apply`.
-            batch, beside: Both parts.
+            variables: As for `apply`.
+            batch: The batch.
+            beside: The further images.
+            frozen: As for `apply`.
 
         Returns:
-            The outputs of both, and the new batch_stats.
+            The outputs of the batch, those of the further images, and the new batch_stats.
         """
         outputs, _, moments = self._run(variables, batch, True, frozen)
         variables, beside, moments = jax.lax.stop_gradient((variables, beside, moments))
@@ -209,7 +212,18 @@ class Model:
     def _run(
         self, variables: Variables, batch: Batch, train: bool, frozen: frozenset[str], moments: Variables | None = None
     ) -> tuple[dict[str, jax.Array], Any, Variables]:
-        """Returns outputs, batch_stats and the moments {layer: ...} of the batch; or normalises with those given."""
+        """Runs the network on one batch.
+
+        Args:
+            variables: As for `apply`.
+            batch: The batch.
+            train: As for `apply`.
+            frozen: As for `apply`.
+            moments: {layer: moments} to normalise with; None for those of the batch.
+
+        Returns:
+            Outputs, batch_stats, and the moments of the batch, {layer: moments}.
+        """
         images, keys, domains = batch
         collections = {name: _nested(layers) for name, layers in variables.items()}
         if not train:
@@ -227,7 +241,7 @@ class Model:
             elif layer.drops and keys is not None and layer.depth in trained:
                 given[name] = {'keys': keys}
         collections['given'] = _nested(given)
-        rngs = None if keys is None else {'dropout': keys[0]}  # of Flax's own layers
+        rngs = None if keys is None else {'dropout': keys[0]}  # for Flax's own layers
         outputs, updated = self.network.apply(collections, images, True, rngs=rngs, mutable=['batch_stats', 'moments'])
         batch_stats = variables['batch_stats'] | _by_layer(updated.get('batch_stats', {}))
         return outputs, batch_stats, _by_layer(updated.get('moments', {}))
@@ -239,14 +253,14 @@ class Model:
 
     @functools.cached_property
     def layers(self) -> dict[str, Layer]:
-        """{name: what the engine knows of it} of all layers, those without parameters that drop units, too."""
+        """{name: layer} of all layers, including those without parameters that drop units."""
         created: list[str] = []
 
         def init():
             side = self.preprocess.resolution or 64
             tree = self.network.init(jax.random.key(0), jnp.zeros((1, side, side, 3)), train=True)
             layers = {collection: list(_by_layer(part)) for collection, part in tree.items()}
-            created.extend(layers['params'])  # in the order of the forward pass, which leaving a trace would sort
+            created.extend(layers['params'])  # in the order of the forward pass, while traces return sorted trees
             return tree
 
         tree = jax.eval_shape(init)
@@ -302,7 +316,7 @@ def _nested(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def settings(name: str) -> dict[str, Any]:
-    """Returns every setting of the network called `name`, with its value where nothing else is said.
+    """Returns every setting of the network called `name`, with its default.
 
     Raises:
         UserError: There is no such network.
@@ -340,9 +354,10 @@ def create(
         num_classes: Of the classifier.
         heads: As in `Network`.
         mlps: {name: small network on top of it that a method runs itself}.
-        mean, std: Of the pixels in [0, 1], where no weights bring theirs.
-        weights: To begin with, what the setting 'pretrained' names.
-        chosen: Settings of `Common` and of the backbone that differ from its own.
+        mean: Mean of the pixels in [0, 1] of each channel, unless the weights come with theirs.
+        std: Their standard deviation, likewise.
+        weights: Initial weights, which the setting 'pretrained' names.
+        **chosen: Settings of `Common` and of the backbone that differ from the defaults.
 
     Raises:
         UserError: There is no such network or setting, or a value is impossible.

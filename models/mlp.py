@@ -12,9 +12,10 @@ EPSILON = 1e-5  # of batch norm
 class MLP(NamedTuple):
     """Dense layers with ReLU between them.
 
-    widths: of the layers.
-    inputs: (width of the features, number of classes) -> width of what it is applied to.
-    batch_norm: normalises before each ReLU, with the statistics of the batch at hand: there are no running ones.
+    Attributes:
+        widths: Widths of the layers.
+        inputs: Function (width of the features, number of classes) -> width of the input.
+        batch_norm: Whether to normalise before each ReLU, always with the statistics of the batch.
     """
 
     widths: tuple[int, ...]
@@ -22,7 +23,7 @@ class MLP(NamedTuple):
     batch_norm: bool = False
 
     def init(self, key: jax.Array, name: str, features: int, num_classes: int) -> dict[str, dict[str, jax.Array]]:
-        """Returns its parameters, in layers 'head_<name>1', ... and 'head_<name>_norm1', ..."""
+        """Returns initial parameters, in layers 'head_<name>1', ... and 'head_<name>_norm1', ..."""
         params: dict[str, dict[str, jax.Array]] = {}
         before = self.inputs(features, num_classes)
         for i, width in enumerate(self.widths, 1):
@@ -37,7 +38,7 @@ class MLP(NamedTuple):
 
 
 def apply(params: Mapping[str, Any], name: str, x: jax.Array) -> jax.Array:
-    """Runs the MLP of that name on x, `[n, inputs]`. Returns `[n, widths[-1]]`."""
+    """Returns the output `[n, widths[-1]]` of the MLP of that name for x, `[n, inputs]`."""
     i = 1
     while f'head_{name}{i}' in params:
         if i > 1:

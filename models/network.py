@@ -1,4 +1,4 @@
-"""What turns a backbone into a network: a classifier and any further heads on its features."""
+"""A network: a backbone with a classifier and any further heads on its features."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ import jax
 
 from models.layers import BatchNorm, Dense, Dropout
 
-HEAD = 'head'  # the classifier's name, with which those of the other heads begin
+HEAD = 'head'  # name of the classifier, and prefix of the names of other heads
 BOTTLENECK = ('bottleneck', 'bottleneck_norm')
 
 
@@ -17,21 +17,21 @@ def is_head(layer: str) -> bool:
 
 
 class Network(nn.Module):
-    """Maps normalised images `[N, H, W, C]`, or features `[N, D]` they gave before, to every named output.
+    """Maps normalised images `[N, H, W, C]`, or their features `[N, D]`, to every named output.
 
     Attributes:
         backbone: Maps `(images, train)` to {'features': `[N, D]`, the feature map `[N, h, w, c]` at the end of every
             stage, by name, and the output of the stage's last convolution, by the name of that layer}. Plain Flax,
-            with `models.layers.BatchNorm` for batch norm. Its method `order()`, if it has one, returns the names with
-            which the layers of each block begin, from the images to the features; otherwise each layer is a block.
-        num_classes: Of the classifier.
-        heads: {name of an output beside 'features' and 'logits': widths of its layers on top of the features; 0 is as
-            wide as the features}.
-        dropout: Share of the features that the classifier and the heads do not see in training; with a bottleneck
-            they are dropped for everything that reads the features, a domain discriminator too, as in TLlib.
-        bottleneck_width: Of a layer with ReLU between backbone and classifier, whose output are the features then;
-            0 for none.
-        bottleneck_norm: Whether it has batch norm before the ReLU.
+            with `models.layers.BatchNorm` for batch norm. Its method `order()`, if it has one, returns the prefixes of
+            the names of each block's layers, from the images to the features; otherwise each layer is a block.
+        num_classes: Number of classes.
+        heads: {name of an output beside 'features' and 'logits': widths of its layers on top of the features; 0 for the
+            width of the features}.
+        dropout: Dropout rate of the features for the classifier and the heads; with a bottleneck for everything that
+            reads the features, domain discriminators included, as in TLlib.
+        bottleneck_width: Width of a layer with ReLU between backbone and classifier, whose output then is the features;
+            0 for no such layer.
+        bottleneck_norm: Whether that layer has batch norm before the ReLU.
     """
 
     backbone: nn.Module
@@ -42,7 +42,7 @@ class Network(nn.Module):
     bottleneck_norm: bool = True
 
     def setup(self):
-        nn.share_scope(self, self.backbone)  # so that layers have the backbone's own names
+        nn.share_scope(self, self.backbone)  # so that layers keep the names of the backbone
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
@@ -68,6 +68,6 @@ class Network(nn.Module):
         return outputs
 
     def head_names(self) -> set[str]:
-        """Names of the layers on top of the features."""
+        """Returns the names of the layers on top of the features."""
         layers = (f'{HEAD}_{head}{i + 1}' for head, widths in self.heads.items() for i in range(len(widths)))
         return {HEAD, f'{HEAD}_dropout', *layers}

@@ -1,4 +1,4 @@
-"""What turns pixels into a network's input. It belongs to the weights: others were trained on other inputs."""
+"""Preprocessing of pixels. It belongs to the weights, which were trained on inputs of one kind."""
 
 import dataclasses
 
@@ -12,12 +12,14 @@ METHODS = {'nearest': 'nearest', 'bilinear': 'linear', 'bicubic': 'cubic', 'lanc
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Resizes so that `crop` of the shorter side is `resolution`, cuts out the centre, normalises the channels.
+    """Resizes so that `crop` of the shorter side is `resolution`, crops the centre, normalises the channels.
 
-    mean, std: of each channel, for pixels in [0, 1]; of colour images, for which gray ones take the averages.
-    resolution: side of the network's input in pixels; 0 leaves images as they are.
-    crop: fraction of the shorter side that is kept.
-    channels: 3 to copy gray images into colored ones; 0 leaves images as they are.
+    Attributes:
+        mean: Mean of each channel of pixels in [0, 1]; gray images use the average over channels.
+        std: Standard deviation, likewise.
+        resolution: Side of the network's input in pixels; 0 for no resizing and no crop.
+        crop: Fraction of the shorter side that is kept.
+        channels: 3 to copy gray images into three channels; 0 for no change.
     """
 
     mean: tuple[float, ...]
@@ -40,7 +42,7 @@ class Preprocessing:
             n, height, width, channels = images.shape
             scale = shorter / min(height, width)
             size = [max(round(scale * side), self.resolution) for side in (height, width)]
-            # Antialiased where it shrinks, as in Pillow.
+            # With antialiasing for smaller sizes, as in Pillow.
             images = jax.image.resize(images, (n, *size, channels), METHODS[self.interpolation])
             top, left = ((side - self.resolution) // 2 for side in size)
             images = images[:, top : top + self.resolution, left : left + self.resolution]

@@ -1,7 +1,7 @@
-"""Pretrained weights into a network: where they come from, what their tensors are called, what must fit.
+"""Loads pretrained weights into a network: their sources, the names of their tensors, and checks that all fit.
 
-Layers have the published names with '_' for '.', so a table of names is a few lines: a regular expression for ours,
-and what its groups make of it in the file.
+Layers have the published names with '_' for '.', so a table of names is a few lines: a regular expression for the
+layer's name, and a function of its groups that returns the name in the file.
 """
 
 import dataclasses
@@ -18,15 +18,15 @@ from models.preprocess import Preprocessing
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation
 
-# {kind of network: preprocessing of its published weights where the file does not say}
+# {kind of network: preprocessing of its published weights if the file does not say}
 PREPROCESSING = {
     'ResNet': Preprocessing(*_IMAGENET, resolution=224, interpolation='bilinear', crop=0.875),
-    # Its standardised filters cannot be added up for gray images, which become colored ones instead.
+    # Its standardised filters cannot be summed for gray images, which are copied into three channels instead.
     'BiT': Preprocessing((0.5,) * 3, (0.5,) * 3, 224, 'bilinear', 0.875, channels=3),
     'EfficientNetLite0': Preprocessing((127 / 255,) * 3, (128 / 255,) * 3, 224, 'bicubic', 0.875),
 }
 
-# {kind of network and format: ((layer's name, name in the file), ...)}; the first that fits counts.
+# {kind of network and format: ((layer's name, name in the file), ...)}; the first that matches holds.
 NAMES = {
     ('ResNet', 'torch'): (
         (r'(layer\d)_(\d+)_downsample_(\d)', '{}.{}.downsample.{}'.format),
@@ -65,11 +65,13 @@ _TORCH = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'runnin
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Tensors of a file or of an own run.
+    """Tensors of a file or of a run.
 
-    format: 'torch', 'npz' (BiT's own files) or 'own'.
-    record: what config.json and result.json say about where they came from.
-    preprocessing: fields of Preprocessing that came with them.
+    Attributes:
+        tensors: {name: tensor}.
+        format: 'torch', 'npz' (BiT's files) or 'own' (a run).
+        record: Their source, as config.json and result.json record it.
+        preprocessing: Fields of Preprocessing that the source states.
     """
 
     tensors: dict[str, np.ndarray]
@@ -79,7 +81,11 @@ class Weights:
 
 
 def load(source: str) -> Weights:
-    """Reads what `model.pretrained` names. Raises UserError where it is not problems or cannot be read."""
+    """Returns the weights that `model.pretrained` names.
+
+    Raises:
+        UserError: They do not exist or cannot be read.
+    """
     located = files.locate(source)
     tensors = files.read(located.path)
     record = {'source': source, 'file': located.path.name, 'sha256': files.sha256(located.path)}
@@ -92,18 +98,18 @@ def load(source: str) -> Weights:
 def fill(kind: str, variables: dict, weights: Weights, above: Set[str]) -> dict:
     """Returns variables with the values of weights.
 
-    The first convolution adapts to gray images by the sum of its filters over the colours. Layers on top of the
-    backbone keep their own values where the weights have none of that shape, and the classifier is zero then, so that
-    training begins with what the features say and not with noise (as in BiT and VTAB).
+    For gray images the filters of the first convolution are summed over the colours. If the weights have no tensor of
+    the shape of a layer on top of the backbone, the layer keeps its value, and the classifier becomes zero, so that its
+    random values do not disturb the features in the first steps (as in BiT and VTAB).
 
     Args:
         kind: Name of the network's class, the key of NAMES.
-        variables: Of the network.
-        weights: To fill them with.
+        variables: Variables of the network.
+        weights: The weights.
         above: Names of the layers on top of the backbone.
 
     Raises:
-        UserError: Lists every tensor that is missing, unexpected or of another shape.
+        UserError: Tensors are missing, unexpected or of another shape. The message lists all of them.
     """
     left = {name for name in weights.tensors if not name.endswith('num_batches_tracked')}
     missing, misshapen = [], []
@@ -111,7 +117,7 @@ def fill(kind: str, variables: dict, weights: Weights, above: Set[str]) -> dict:
     def value(collection: str, layer: str, leaf: str, own: np.ndarray) -> np.ndarray:
         leaves = {leaf, leaf.removesuffix('_target')} if weights.format == 'own' else {leaf.removesuffix('_target')}
         names = [name_in_file(weights.format, kind, collection, layer, leaf) for leaf in sorted(leaves, reverse=True)]
-        name = next((name for name in names if name in weights.tensors), names[0])  # both domains begin with the same
+        name = next((name for name in names if name in weights.tensors), names[0])  # the target's begin as the source's
         left.discard(name)
         tensor = weights.tensors.get(name)
         if tensor is not None and weights.format == 'torch' and tensor.ndim > 1:
@@ -148,7 +154,7 @@ def fill(kind: str, variables: dict, weights: Weights, above: Set[str]) -> dict:
 
 
 def name_in_file(form: str, kind: str, collection: str, layer: str, leaf: str) -> str:
-    """Returns what a tensor of ours is called in a file."""
+    """Returns the name of a tensor in a file."""
     if form == 'own':
         return f'{collection}/{layer}/{leaf}'
     if (kind, form) not in NAMES:

@@ -13,13 +13,13 @@ from models.layers import BatchNorm, Conv, GroupNorm
 
 
 class ResNet(nn.Module):
-    """Features `[N, 512]`, or `[N, 2048]` with bottlenecks; feature maps 'layer1' to 'layer4'."""
+    """ResNet v1.5. Features `[N, 512]`, or `[N, 2048]` with bottlenecks; feature maps 'layer1' to 'layer4'."""
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     bottleneck: bool = True
-    groups: int = 1  # of a bottleneck's 3x3 convolution
-    group_width: int = 64  # its channels per group in the first stage
-    small_images: bool = False  # begin with a 3x3 convolution at full resolution, as is usual for 32x32 images
+    groups: int = 1  # of the 3x3 convolution of a bottleneck block
+    group_width: int = 64  # channels per group in the first stage
+    small_images: bool = False  # a 3x3 convolution at full resolution as the stem, usual for 32x32 images
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
 
@@ -60,7 +60,7 @@ class ResNet(nn.Module):
         return outputs | {'features': x.mean(axis=(1, 2))}
 
     def order(self) -> list[tuple[str, ...]]:
-        """Names with which the layers of each block begin, from the images to the features."""
+        """Returns the prefixes of the names of each block's layers, from the images to the features."""
         blocks = [(f'layer{s + 1}_{b}_',) for s, number in enumerate(self.blocks) for b in range(number)]
         return [('conv1', 'bn1'), *blocks]
 
@@ -81,7 +81,7 @@ class BiT(nn.Module):
 
         outputs: dict[str, jax.Array] = {}
         x = conv(images, 64 * self.width, 'stem', 7, 2)
-        # Zeros around the image, not minus infinity: there is no ReLU before, so it makes a difference.
+        # Padded with zeros, not minus infinity, which differs here as there is no ReLU before.
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         x = nn.max_pool(x, (3, 3), (2, 2))
         for stage, blocks in enumerate(self.blocks):
@@ -100,6 +100,6 @@ class BiT(nn.Module):
         return outputs | {'features': norm_act(x, 'norm').mean(axis=(1, 2))}
 
     def order(self) -> list[tuple[str, ...]]:
-        """Names with which the layers of each block begin, from the images to the features."""
+        """Returns the prefixes of the names of each block's layers, from the images to the features."""
         blocks = [(f'stage{s + 1}_block{b + 1}_',) for s, number in enumerate(self.blocks) for b in range(number)]
         return [('stem',), *blocks, ('norm',)]

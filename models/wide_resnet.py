@@ -2,8 +2,8 @@
 
 The variant is that of MixMatch and FixMatch: pre-activation blocks, LeakyReLU, activation before the first
 block's shortcut, batch norm with momentum 0.999 and epsilon 1e-3, convolutions drawn from
-N(0, 2 / (k^2 C_out)). The official code's convolution biases are left out: each of them only reaches the
-network through a batch norm that subtracts it again.
+N(0, 2 / (k^2 C_out)). The official code's convolution biases are left out, since a batch norm after each of them
+subtracts it again.
 """
 
 import flax.linen as nn
@@ -13,7 +13,7 @@ from models.layers import BatchNorm, Conv
 
 
 class WideResNet(nn.Module):
-    """Features `[N, width * 16 * 2^(stages-1)]`; feature maps 'stage1', 'stage2', ...
+    """Wide ResNet. Features `[N, width * 16 * 2^(stages-1)]`; feature maps 'stage1', 'stage2', ...
 
     WRN-28-2 has blocks (4, 4, 4) and width 2; WRN-37-2, for 96x96 images, has blocks (4, 4, 4, 4).
     """
@@ -50,6 +50,6 @@ class WideResNet(nn.Module):
         return outputs | {'features': norm_act(x, 'norm').mean(axis=(1, 2))}
 
     def order(self) -> list[tuple[str, ...]]:
-        """Names with which the layers of each block begin, from the images to the features."""
+        """Returns the prefixes of the names of each block's layers, from the images to the features."""
         blocks = [(f'stage{s + 1}_block{b + 1}_',) for s, number in enumerate(self.blocks) for b in range(number)]
         return [('stem',), *blocks, ('norm',)]

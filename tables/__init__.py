@@ -1,1 +1,1 @@
-"""Tables of results: a config of rows, columns and seeds expands to runs, and their results to Markdown and more."""
+"""Tables of results: a config of rows, columns and seeds expands to runs; their results become pages."""

@@ -1,4 +1,4 @@
-"""What main.py does with the config of a table: make its runs and write its pages, list them, or check them."""
+"""The commands for the config of a table: make its runs and write its pages, list them, or check them."""
 
 import collections
 import itertools
@@ -17,20 +17,20 @@ RUNS = pathlib.Path('runs')
 
 
 class Command:
-    """A table in a folder of its own, which gets its pages (tables/render.py)."""
+    """A table and its folder, which holds its pages (tables/render.py)."""
 
     def __init__(self, config: ConfigDict, name: str, command: str, workdir: str | None, renew: bool = False):
-        """Reads the table's config, and what its folder has recorded.
+        """Reads the config of the table, and the results recorded in its folder.
 
         Args:
-            config: Of the table.
-            name: Of the table.
+            config: The config.
+            name: Name of the table.
             command: The command that the user typed.
-            workdir: The table's folder, None for runs/tables/<name>.
-            renew: Make results of other code or other settings than the present again.
+            workdir: The folder of the table; None for runs/tables/<name>.
+            renew: Repeat runs whose recorded results are from other code or settings than the present ones.
 
         Raises:
-            UserError: For a mistake in the config, and for a folder with something else in it.
+            UserError: The config has a mistake, or the folder holds something else.
         """
         self.table = spec.from_config(config)
         self.runs = list(spec.expand(self.table))
@@ -41,7 +41,7 @@ class Command:
         try:
             self._recorded = record.known(self._earlier) if self._earlier is not None else {}
         except (KeyError, TypeError) as error:
-            raise UserError(f'{self.folder}/table.json is none of a table. Name another --workdir.') from error
+            raise UserError(f'{self.folder}/table.json is not a valid table. Name another --workdir.') from error
 
     def make(self, jobs: int, gpus: list[str], data_dir: str | None) -> str:
         """Makes the runs that are missing and writes the pages.
@@ -49,14 +49,14 @@ class Command:
         Args:
             jobs: Number of cells to make at once.
             gpus: CUDA's numbers of the GPUs to use.
-            data_dir: Where the data sets are prepared, None for the usual place.
+            data_dir: Folder of prepared data sets; None for tfds's own.
 
         Returns:
-            The table for people to read.
+            The table in Markdown.
 
         Raises:
             runner.Stopped: After SIGTERM or Ctrl-C, when the pages are written.
-            UserError: Where a run failed, or where recorded results would be lost.
+            UserError: A run failed, or recorded results would be lost.
         """
         self._check_nothing_is_lost()
         cells = self.unfinished()
@@ -96,7 +96,7 @@ class Command:
         return '\n'.join([*lines, f'Everything is in {self.folder}/: {", ".join(render.PAGES)}'])
 
     def unfinished(self) -> list[list[spec.Run]]:
-        """Returns the runs that are to be made, a run that two cells share once, the seeds of a cell in one list."""
+        """Returns the runs to make as lists of the seeds of a cell; a run that two cells share occurs once."""
         cells: dict[tuple[str, str], list[spec.Run]] = {}
         names = set()
         for run in self.runs:
@@ -107,7 +107,7 @@ class Command:
         return list(cells.values())
 
     def listing(self, jobs: int) -> str:
-        """Returns what would run, with the state of every cell and an estimate of the time."""
+        """Returns a list of the runs to make, with the state of every cell and an estimate of the time."""
         todo = {run.name for cell in self.unfinished() for run in cell}
         cells: dict[tuple[str, str], list[spec.Run]] = {}
         measured: dict[tuple[str, str], list[float]] = {}
@@ -144,10 +144,10 @@ class Command:
         return '\n'.join(lines)
 
     def check(self) -> tuple[bool, str]:
-        """Returns whether all results are of the present code and settings, and a text that says which are not.
+        """Returns whether all results are of the present code and settings, and a text that lists those that are not.
 
         Raises:
-            UserError: Where there is no table.
+            UserError: There is no table.
         """
         if self._earlier is None:
             raise UserError(f'{self.folder} holds no table.json: make the table first, or name its --workdir.')
@@ -179,9 +179,12 @@ class Command:
         return record.choose(self.table, run, RUNS, self._recorded, self._renew)
 
     def _check_nothing_is_lost(self) -> None:
-        """Raises UserError where the table to be written would lack a result whose run folder is gone.
+        """Checks that the new table keeps all recorded results whose run folders are gone.
 
-        With --renew a result of other settings may go, as the cell's seed is made again.
+        With --renew a result of other settings may be dropped, since the run is repeated with the present ones.
+
+        Raises:
+            UserError: A result would be lost.
         """
         present = {_key(run) for run in self.runs}
         made_again = {(run.row, run.column, run.settings.seed) for run in self.runs} if self._renew else set()
@@ -192,13 +195,13 @@ class Command:
         ]
         if lost:
             raise UserError(
-                f'{self.folder} holds {len(lost)} results that this table has not, such as {lost[0]}, and whose run '
-                'folders are gone: they would be lost. Name another --workdir, or let --renew make those again whose '
-                'settings have changed.'
+                f'{self.folder} holds {len(lost)} results that are not of this table, such as {lost[0]}, and whose '
+                'run folders are gone: they would be lost. Name another --workdir, or repeat those whose settings have '
+                'changed with --renew.'
             )
 
     def _write(self, failures: dict[str, str]) -> dict[str, Any]:
-        """Writes the pages and returns the content of table.json, whose commit stays where nothing else changes."""
+        """Writes the pages and returns the content of table.json; its commit changes only if other content does."""
         table = self._named | record.collect(self.table, self.runs, RUNS, self._recorded, failures, self._renew)
         if self._earlier is not None:
             same_commit = {**table, 'commit': self._earlier['commit']}
@@ -222,7 +225,7 @@ def _key(run: spec.Run) -> record.RunKey:
 
 
 def _put_aside(path: pathlib.Path) -> None:
-    """Moves the folder of a finished run, which is to be made again, to runs/stale."""
+    """Moves the folder of a finished run, which is to be repeated, to runs/stale."""
     if record.finished(path) is not None:
         stale = path.parent / 'stale'
         stale.mkdir(exist_ok=True)
@@ -230,12 +233,12 @@ def _put_aside(path: pathlib.Path) -> None:
 
 
 def last_checkpoint(folder: pathlib.Path) -> int | None:
-    """Returns the step of a run's newest checkpoint, None where it has none."""
+    """Returns the step of a run's newest checkpoint, None if there is none."""
     return max((int(p.name) for p in (folder / 'checkpoints').glob('[0-9]*') if p.name.isdigit()), default=None)
 
 
 def duration(seconds: float) -> str:
-    """Returns a time for people to read."""
+    """Returns a time as text, in s, min or h."""
     if seconds < 90:
         return f'{seconds:.0f} s'
     return f'{seconds / 60:.0f} min' if seconds < 5400 else f'{seconds / 3600:.1f} h'

@@ -1,4 +1,4 @@
-"""What is in the tables of a table.json (tables/record.py), in plain text, which each format escapes."""
+"""The content of the tables of a table.json (tables/record.py) in plain text, which each format escapes."""
 
 import dataclasses
 import re
@@ -31,9 +31,9 @@ class Text:
 
     Attributes:
         text: The number.
-        mark: What follows it, never bold.
+        mark: Marks that follow it, never bold.
         bold: Whether the number is bold.
-        anchor: Name of the cell's details in the page.
+        anchor: Name of the anchor of the cell's details in the page.
     """
 
     text: str
@@ -44,11 +44,11 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A table for one rule, or beside one paper's numbers.
+    """A table for one rule, or one with the numbers of a paper.
 
     Attributes:
         name: The rule or the paper.
-        head: First row: what the numbers are, and the columns.
+        head: First row: the quantity of the numbers, and the columns.
         rows: Label and cells of the other rows.
         caption: Sentences.
     """
@@ -60,7 +60,7 @@ class Block:
 
 
 def blocks(table: Mapping[str, Any]) -> Iterable[Block]:
-    """Yields the tables: by the rule shown, beside each paper, and by the other rules."""
+    """Yields the tables: by the shown rule, with the numbers of each paper, and by the other rules."""
     shown, *others = report.rules(table)
     block = by_rule(table, shown)
     yield dataclasses.replace(block, caption=[*block.caption, *_origin(table)])
@@ -83,7 +83,7 @@ def _beside(table: Mapping[str, Any], paper: Mapping[str, Any]) -> Block:
     cells, keys = report.cells(table, table['shown']), report.compared(table, paper)
     flip, spread = bool(table['error']) != bool(paper['error']), False
     columns = [column for column in table['columns'] if column in {key[1] for key in keys}]
-    settings = paper.get('settings', {})  # which tables made before have none of
+    settings = paper.get('settings', {})  # absent in older tables
     rows: list[tuple[str, list[Text]]] = [(row, []) for row in table['rows'] if row in {key[0] for key in keys}]
     for row, texts in rows:
         for column in columns:
@@ -126,7 +126,7 @@ def _text(table: Mapping[str, Any], cells: Mapping[report.Key, report.Cell], row
 
 
 def _marks(table: Mapping[str, Any], rows: list[tuple[str, list[Text]]]) -> list[str]:
-    """Returns sentences that explain the marks that occur."""
+    """Returns sentences that explain the marks in the table."""
     texts, marks = zip(*((cell.text, cell.mark) for _, cells in rows for cell in cells), strict=True)
     explained = {
         f'{MISSING}: no run that has finished.': MISSING in texts,
@@ -141,7 +141,7 @@ def _marks(table: Mapping[str, Any], rows: list[tuple[str, list[Text]]]) -> list
 
 
 def _origin(table: Mapping[str, Any]) -> list[str]:
-    """Returns sentences of the failures, the protocol and the command."""
+    """Returns sentences about the failures, the protocol and the command."""
     failures = [
         f'Failed: {entry["row"]}, {entry["column"]}, seed {run["seed"]}: {_sentence(run["failure"])}'
         for entry in table['cells']
@@ -163,22 +163,22 @@ def _spread(table: Mapping[str, Any]) -> str:
 
 
 def quantity(table: Mapping[str, Any], rule: str) -> str:
-    """Returns what the numbers of a rule are."""
+    """Returns the quantity of the numbers of a rule."""
     return f'{name(rule)}, {"error rate" if table["error"] else "accuracy"} in %'
 
 
 def name(key: str) -> str:
-    """Returns the words for a rule or a kind of curve."""
+    """Returns the printed name of a rule or of a kind of curve."""
     return NAMES.get(key, key.replace('_', ' '))
 
 
 def anchor(table: Mapping[str, Any], row: str, column: str) -> str:
-    """Returns the name of a cell's details in the page."""
+    """Returns the name of the anchor of a cell's details in the page."""
     return f'cell-{table["rows"].index(row)}-{table["columns"].index(column)}'
 
 
 def slug(text: str) -> str:
-    """Returns a text as part of a name."""
+    """Returns a text in a form that may be part of an anchor."""
     return re.sub(r'[^a-z0-9]+', '-', text.lower().replace('_', ' ')).strip('-')
 
 
@@ -187,8 +187,8 @@ def format(cell: Text, escaped: Callable[[str], str], bold: str) -> str:
 
     Args:
         cell: The cell.
-        escaped: Escapes text.
-        bold: What bold text is put into, such as `**{}**`.
+        escaped: Function that escapes text.
+        bold: Template of bold text, such as `**{}**`.
     """
     text = escaped(cell.text)
     return (bold.format(text) if cell.bold else text) + escaped(cell.mark)

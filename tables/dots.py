@@ -1,6 +1,6 @@
-"""A dot plot of a table as SVG: a line a row, a panel a column, with the mean, its spread and the single seeds.
+"""A dot plot of a table as SVG: a line per row, a panel per column, with the mean, its spread and the single seeds.
 
-The text depends on the content only and needs no other file. It is dots.svg, and stands at the top of the page.
+The text depends on the content only and needs no other file. It is dots.svg, and is at the top of the page.
 """
 
 import math
@@ -13,9 +13,9 @@ from tables import content, report
 # Pixels.
 ROW, PANEL, GAP, MARGIN, LEGEND, HEAD, FOOT = 20, 236, 20, 10, 34, 26, 38
 LETTER = 6.7  # mean width, of the row labels
-MOST = 4  # panels side by side
+MOST = 4  # panels side by side, at most
 
-# Without variables, which few viewers but browsers know.
+# Without CSS variables, which few viewers but browsers support.
 STYLE = """
 .dots text { font: 12px system-ui, sans-serif; fill: #1f2328; }
 .dots .head { font-weight: 600; text-anchor: middle; }
@@ -43,7 +43,7 @@ STYLE = """
 
 
 def svg(table: Mapping[str, Any]) -> str:
-    """Returns the plot of a table by the rule shown. Panels have axes of their own."""
+    """Returns the plot of a table by the shown rule. Each panel has its own axis."""
     cells = report.cells(table, table['shown'])
     rows, columns = table['rows'], table['columns']
     lines = -(-len(columns) // MOST)
@@ -79,8 +79,8 @@ def _panel(table: Mapping[str, Any], column: str, cells: list[tuple[int, report.
 
     Args:
         table: The table.
-        column: Its column.
-        cells: The cells that have a value, with the numbers of their rows.
+        column: The column.
+        cells: The numbers of the rows and the cells that have a value.
     """
     bottom = ROW * len(table['rows'])
     values = [cell.mean + sign * (cell.std or 0) for _, cell in cells for sign in (-1, 1)]

@@ -1,6 +1,6 @@
-"""The page of a table: a plot, its tables, and the details of every cell, in a file that needs no other.
+"""The page of a table: a plot, its tables, and the details of every cell, in a self-contained file.
 
-The same content makes the same text; only the pictures' bytes depend on matplotlib's version.
+Equal content gives equal text, but for the bytes of the pictures, which depend on the version of matplotlib.
 """
 
 import base64
@@ -41,7 +41,7 @@ pre { overflow-x: auto; font-size: 0.8rem; }
 
 
 def html(table: Mapping[str, Any]) -> str:
-    """Returns a page that needs no other file: a plot, the tables, and for each cell its curves, settings and runs."""
+    """Returns a self-contained page: a plot, the tables, and for each cell its curves, settings and runs."""
     first, *others = content.blocks(table)
     by_rule = {rule: report.cells(table, rule) for rule in report.rules(table)}
     title = escape(table['title'])
@@ -85,8 +85,8 @@ def _html_rows(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     """Returns the lines of a table.
 
     Args:
-        head: Plain text.
-        rows: HTML elements.
+        head: Texts of the first row.
+        rows: HTML elements of the other rows.
     """
     heads = ''.join(f'<th scope="col">{escape(text)}</th>' for text in head)
     return [
@@ -138,7 +138,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = '') -> Iterable[tuple[str, Any]
 
 
 def _figure(runs: list[Mapping[str, list]]) -> Figure | None:
-    """Returns a panel for each kind of curve, in % over the steps, None without curves."""
+    """Returns a figure with a panel for each kind of curve, in % over the steps; None without curves."""
     kinds = list(dict.fromkeys(kind for curves in runs for kind, curve in curves.items() if curve))
     if not kinds:
         return None
@@ -164,6 +164,6 @@ def _picture(figure: Figure) -> str:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     file = io.BytesIO()
-    # A few dozen colours make a quarter of the bytes.
+    # With few colours it has a quarter of the bytes.
     Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB').quantize(32).save(file, 'png', optimize=True)
     return base64.b64encode(file.getvalue()).decode()

@@ -1,9 +1,9 @@
-"""Published results as printed beside ours. Each file of tables/published holds one paper's table.
+"""Published results, which tables print beside ours. Each file of tables/published holds the table of one paper.
 
-A file states the numbers, their source and the protocol they were reached under. Rows and columns are called as in
-configs/tables. The tags and words of a protocol are those of tables/record.py, so that differences from ours can be
-listed. Left out are numbers that could not be confirmed (Pi-Model, Pseudo-Label and Mean Teacher of FixMatch's table),
-and USB's Mean Teacher, whose unlabeled loss was always zero.
+A file states the numbers, their source and their protocol. Rows and columns have the names in configs/tables. The tags
+and words of a protocol are those of tables/record.py, so that differences from ours can be listed. Numbers that could
+not be confirmed are left out (Pi-Model, Pseudo-Label and Mean Teacher of FixMatch's table), and so is USB's Mean
+Teacher, whose unlabeled loss was always zero.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ class Paper:
 
     Attributes:
         title: Its name in captions.
-        source: Where the numbers are from.
+        source: Source of the numbers.
         protocol: {tag: text}, or {tag: {data set: text, '': for the others}}.
-        error: Whether the numbers are error rates in %; else they are accuracies in %.
+        error: Whether the numbers are error rates in %, not accuracies in %.
         results: {row: {column: '13.81±3.37', or '74.1' where no spread is given}}.
-        settings: {row: text}, or {row: {data set: text, '': for the others}}: how a method's settings there differ from
-            those of our row.
+        settings: {row: text}, or {row: {data set: text, '': for the others}}: how the paper's settings of a method
+            differ from those of our row.
     """
 
     title: str
@@ -37,7 +37,7 @@ class Paper:
 
 
 def load(path: pathlib.Path) -> Paper:
-    """Reads a paper's file. Its `results` are blocks of columns and, below them, rows with a number for each column."""
+    """Returns the paper of a file. Its `results` are blocks of columns and of rows with a number for each column."""
     values = tomllib.loads(path.read_text(encoding='utf-8'))
     results: dict[str, dict[str, str]] = {}
     for block in values.pop('results'):

@@ -1,7 +1,9 @@
-"""Brings the tables that the README files quote up to date with results/:  python -m tables.quote
+"""Updates the tables that the README files quote from results/.
+
+    python -m tables.quote
 
 A quotation stands between the lines `<!-- table NAME -->`, or `<!-- table NAME RULE -->`, and `<!-- end -->`. It is the
-table of results/NAME/table.json, by the rule that it shows or by another one. `<!-- table NAME: ROW, ROW -->` quotes
+table of results/NAME/table.json, by the rule that it shows or by the given one. `<!-- table NAME: ROW, ROW -->` quotes
 some of its rows only.
 """
 
@@ -16,7 +18,7 @@ PAGES = ('README.md', 'results/README.md')
 
 
 def quote(text: str) -> str:
-    """Returns a page with the tables that it quotes as they are in results/."""
+    """Returns a page with its quotations updated from results/."""
 
     def table(match: re.Match) -> str:
         content = json.loads((ROOT / 'results' / match['name'] / 'table.json').read_text())
@@ -34,7 +36,7 @@ def quote(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrites the pages."""
+    """Updates the pages."""
     for page in PAGES:
         path = ROOT / page
         path.write_text(quote(path.read_text()))

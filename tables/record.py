@@ -1,4 +1,4 @@
-"""table.json: everything that a table's pages are made from.
+"""table.json: the complete data of a table's pages.
 
     {
       'name': 'digits', 'title': ..., 'command': 'python main.py --config=configs/tables/digits.py',
@@ -28,8 +28,8 @@
 
 A row that is not run for a column has no cell there.
 
-A result that is recorded stays as it is: a run folder of the same name may come from other hardware, and differ. Only
---renew replaces it, and only where other code than the present made it (`choose`).
+A recorded result does not change: a run folder of the same name may come from other hardware, and differ. Only --renew
+replaces it, and only if it is a result of other code than the present (`choose`).
 """
 
 import contextlib
@@ -47,7 +47,7 @@ from tables.spec import Run, Table
 from train import provenance
 from train.settings import Settings
 
-POINTS = 40  # of a curve
+POINTS = 40  # of a curve, at most
 RunKey = tuple[str, str, str]  # row, column, name of the run's folder
 
 
@@ -64,9 +64,9 @@ def collect(
     Args:
         table: The table.
         runs: Its runs.
-        folder: Where the runs' folders are.
+        folder: Folder of the runs' folders.
         recorded: Entries of an earlier table.json, see `known`.
-        failures: {name of a run: why it failed}.
+        failures: {name of a run: reason why it failed}.
         renew: See `choose`.
     """
     cells: dict[tuple[str, str], dict] = {}
@@ -97,24 +97,24 @@ def collect(
 def choose(
     table: Table, run: Run, folder: pathlib.Path, recorded: Mapping[RunKey, dict], renew: bool = False
 ) -> dict[str, Any] | None:
-    """Returns the entry of a run: the recorded one, else that of its folder, None where there is neither.
+    """Returns the entry of a run: the recorded one, else that of its folder; None if there is neither.
 
     Args:
         table: The table.
         run: The run.
-        folder: Where the runs' folders are.
+        folder: Folder of the runs' folders.
         recorded: Entries of an earlier table.json, see `known`.
-        renew: Prefer what the present code made: the folder then replaces a recorded result of other code.
+        renew: Prefer results of the present code: the folder then replaces a recorded result of other code.
     """
     both = recorded.get((run.row, run.column, run.name)), of_folder(table, run, folder / run.name)
     entries = [entry for entry in both if entry is not None]
     if renew:
-        entries.sort(key=lambda entry: is_stale(run, entry))  # stable: of two alike the recorded one
+        entries.sort(key=lambda entry: is_stale(run, entry))  # a stable sort: of two equal ones the recorded one
     return entries[0] if entries else None
 
 
 def is_stale(run: Run, entry: Mapping[str, Any]) -> bool:
-    """Returns whether the entry of a run was made by other code than the present."""
+    """Returns whether the entry of a run is a result of other code than the present."""
     return entry['sources'] != _digest(methods_of(run))
 
 
@@ -129,7 +129,7 @@ def _digest(methods: tuple[str, ...]) -> str:
 
 
 def finished(path: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the result of a run, None where it has none yet or a damaged one."""
+    """Returns the result of a run, None if there is none yet or it is damaged."""
     try:
         return json.loads((path / 'result.json').read_text(encoding='utf-8'))
     except (FileNotFoundError, ValueError):
@@ -137,10 +137,10 @@ def finished(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def of_folder(table: Table, run: Run, path: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the entry of a finished run without its curves, None where it is not finished.
+    """Returns the entry of a run without its curves, None if the run is not finished.
 
     Raises:
-        UserError: Where its features are not evaluated with the column's number of labels.
+        UserError: Its features are not evaluated with the column's number of labels.
     """
     result = finished(path)
     if result is None:
@@ -167,7 +167,7 @@ def of_folder(table: Table, run: Run, path: pathlib.Path) -> dict[str, Any] | No
 
 
 def known(table_json: Mapping[str, Any]) -> dict[RunKey, dict]:
-    """Returns the entries of the runs that a table.json has results of."""
+    """Returns the entries of the runs in a table.json that have results."""
     return {
         (cell['row'], cell['column'], run['folder']): run
         for cell in table_json['cells']
@@ -177,7 +177,7 @@ def known(table_json: Mapping[str, Any]) -> dict[RunKey, dict]:
 
 
 def protocol(table: Table, column: str, settings: Settings) -> dict[str, str]:
-    """Returns what a result was reached under, in the tags and words of tables/published."""
+    """Returns the protocol of a result, in the tags and words of tables/published."""
     data, model = settings.data, settings.model
     created = [methods.create(*method) for method in settings.methods.items()]
     used = {view.augmentation for method in created for view in method.views()}
@@ -203,7 +203,7 @@ def protocol(table: Table, column: str, settings: Settings) -> dict[str, str]:
 
 
 def _paper(table: Table, paper: Paper) -> dict[str, Any]:
-    """Returns a paper as it is printed beside a table, with its protocol for the table's data set."""
+    """Returns the entry of a paper in table.json, with its protocol for the table's data set."""
     data = next(iter(table.columns)).split(',')[0]
 
     def for_data(texts: Mapping[str, str | Mapping[str, str]]) -> dict[str, str]:
@@ -214,11 +214,11 @@ def _paper(table: Table, paper: Paper) -> dict[str, Any]:
 
 
 def _curves(path: pathlib.Path) -> dict[str, list]:
-    """Returns what is drawn of metrics.jsonl: at most POINTS of each curve, the last point among them."""
+    """Returns the curves of metrics.jsonl, each reduced to at most POINTS points, including the last."""
     curves: dict[str, list] = {}
     methods: dict[str, str] = {}  # {curve: the first method that reports it}
     for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):  # the last line, when the run was killed
+        with contextlib.suppress(json.JSONDecodeError):  # an incomplete last line of a killed run
             row = json.loads(line)
             for key, value in row.items():
                 method, _, name = key.rpartition('/')

@@ -15,10 +15,10 @@ from tables import content, dots, page, report
 
 
 def main_table(table: Mapping[str, Any], rule: str | None = None) -> list[str]:
-    """Returns the lines of the Markdown table by a rule, by default the one shown, without its caption.
+    """Returns the lines of the Markdown table by a rule, by default the shown one, without its caption.
 
     Raises:
-        UserError: For a rule that the table does not have.
+        UserError: The table does not have this rule.
     """
     rule = rule or table['shown']
     if rule not in table['rules']:
@@ -27,7 +27,7 @@ def main_table(table: Mapping[str, Any], rule: str | None = None) -> list[str]:
 
 
 def markdown(table: Mapping[str, Any]) -> str:
-    """Returns a link to the plot and the tables in Markdown, each between comments and with its caption as a list."""
+    """Returns Markdown: a link to the plot, and the tables between comments, each with its caption as a list."""
     lines = [f'![{_escape_markdown(table["title"])}, a dot plot](dots.svg)', '']
     for block in content.blocks(table):
         lines += [
@@ -41,7 +41,7 @@ def markdown(table: Mapping[str, Any]) -> str:
 
 
 def latex(table: Mapping[str, Any]) -> str:
-    """Returns the tables in LaTeX, which needs the package booktabs."""
+    """Returns the tables in LaTeX, for the package booktabs."""
     lines = []
     for block in content.blocks(table):
         lines += [
@@ -62,7 +62,7 @@ def latex(table: Mapping[str, Any]) -> str:
 
 
 def csv(table: Mapping[str, Any]) -> str:
-    """Returns a line for each run and rule. The accuracy is in [0, 1], empty where there is none."""
+    """Returns CSV with a line for each run and rule. Accuracies are in [0, 1], empty if there is none."""
     file = io.StringIO()
     writer = csv_lib.writer(file, lineterminator='\n')
     writer.writerow(('row', 'column', 'rule', 'seed', 'accuracy', 'seconds', 'commit', 'folder'))
@@ -76,10 +76,10 @@ def csv(table: Mapping[str, Any]) -> str:
 
 
 def write(folder: str | os.PathLike, table: Mapping[str, Any]) -> None:
-    """Writes the PAGES of a table, each whole or not at all.
+    """Writes the PAGES of a table, each atomically.
 
     Raises:
-        UserError: Where the folder cannot be written to.
+        UserError: The folder cannot be written to.
     """
     folder = pathlib.Path(folder)
     texts = {name: make(table) for name, make in PAGES.items()}
@@ -113,7 +113,7 @@ def _markdown_row(texts: Iterable[str]) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    # An underscore between letters is one.
+    # An underscore between letters needs no escape.
     special = r'[\\|*<`~$\[\]]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])'
     return re.sub(special, lambda match: '\\' + match[0], text.replace('\n', ' '))
 
@@ -131,7 +131,7 @@ SPECIAL = {
     '<': '$<$',
     '>': '$>$',
     '|': '$|$',
-    '[': '{[}',  # after a row's end it would begin an option
+    '[': '{[}',  # after the end of a row it would begin an option
     '±': r'$\pm$',
     '\N{MULTIPLICATION SIGN}': r'$\times$',
     'Π': r'$\Pi$',
@@ -158,7 +158,7 @@ def _escape_latex(text: str) -> str:
 
 
 def json_text(table: Mapping[str, Any]) -> str:
-    """Returns the content itself."""
+    """Returns the content as JSON."""
     return _json(table) + '\n'
 
 

@@ -1,6 +1,6 @@
 """Statistics of a table, from the content of its table.json (tables/record.py). Numbers are in %.
 
-They are accuracies or, with table['error'], error rates: 100 less the accuracy, where lower is better.
+They are accuracies or, with table['error'], error rates: 100 minus the accuracy, lower is better.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from scipy import stats
 from errors import UserError
 
 P_VALUE = 0.05
-NOISE = 1e-6  # in %, of floating point: one image in a million is 1e-4
+NOISE = 1e-6  # in %, differences due to floating point; one image in a million is 1e-4
 
 Key = tuple[str, str]  # row, column
 
@@ -28,10 +28,10 @@ class Cell:
 
     Attributes:
         values: {seed: value}, of the runs that have one.
-        failures: {seed: why the run failed}.
+        failures: {seed: reason why the run failed}.
         missing: Seeds that have not been run.
-        bold: Whether it is better than the rest of its column by more than the spread, see `cells`.
-        devices: Numbers of devices that the runs with a value were made on.
+        bold: Whether it is significantly better than the rest of its column, see `cells`.
+        devices: Numbers of devices of the runs with a value.
     """
 
     values: Mapping[int, float]
@@ -47,24 +47,24 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        """Over the seeds, NaN without a value."""
+        """Mean over the seeds, NaN without a value."""
         return statistics.fmean(self.values.values()) if self.values else math.nan
 
     @property
     def std(self) -> float | None:
-        """Standard deviation over the seeds, with n - 1 in the denominator; None for less than two values."""
+        """Standard deviation over the seeds, with n - 1 in the denominator; None for fewer than two values."""
         return statistics.stdev(self.values.values()) if self.n > 1 else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A cell beside a paper's number.
+    """A cell compared with a paper's number.
 
     Attributes:
         paper: The number as the table prints it, with the paper's decimals.
         mean: The paper's mean.
-        std: The paper's standard deviation, None where it gives none.
-        difference: Ours less the paper's, None without ours.
+        std: The paper's standard deviation, None if it gives none.
+        difference: Our mean minus the paper's, None without ours.
         where: 'inside' the paper's spread or 'outside', None without ours or without a spread.
     """
 
@@ -78,9 +78,9 @@ class Comparison:
 def cells(table: Mapping[str, Any], rule: str) -> dict[Key, Cell]:
     """Returns the cells of a table by row and column; a row that is not run for a column has none there.
 
-    Bold is the best mean of a column with two values or more, if it is better than every other row that has two seeds
-    or more in common with it, and there is one: by a two-sided paired t-test over the common seeds, p < 0.05. Where the
-    difference is the same on three seeds or more there is no spread to exceed and it counts, unless it is 0.
+    The best mean of a column, of two values or more, is bold if it is significantly better than every other row that
+    has two seeds or more in common with it, and there is such a row. The test is a two-sided paired t-test over the
+    common seeds, p < 0.05. A difference that is equal on three seeds or more, and is not 0, counts as significant.
     """
     results = {}
     for entry in table['cells']:
@@ -116,20 +116,20 @@ def usual_devices(table: Mapping[str, Any]) -> int:
 
 
 def _better(ours: Mapping[int, float], theirs: Mapping[int, float], sign: int) -> bool | None:
-    """Returns whether ours are significantly better (sign 1: larger), None with less than two seeds in common."""
+    """Returns whether ours are significantly better (sign 1: larger), None for fewer than two common seeds."""
     seeds = [seed for seed in ours if seed in theirs]
     if len(seeds) < 2:
         return None
     a, b = (np.array([values[seed] for seed in seeds]) for values in (ours, theirs))
     if sign * (a - b).mean() <= NOISE:
         return False
-    if np.ptp(a - b) <= NOISE:  # on two seeds that is chance
+    if np.ptp(a - b) <= NOISE:  # for two seeds this is chance
         return len(seeds) > 2
     return bool(stats.ttest_rel(a, b).pvalue < P_VALUE)
 
 
 def rules(table: Mapping[str, Any]) -> list[str]:
-    """Returns the rules to print: the one shown, then those by which any run has a value."""
+    """Returns the rules to print: the shown one, then those by which any run has a value."""
     runs = [run for entry in table['cells'] for run in entry['runs']]
     valued = {rule for run in runs for rule, value in run.get('values', {}).items() if value is not None}
     return [table['shown'], *(rule for rule in table['rules'] if rule in valued and rule != table['shown'])]
@@ -139,12 +139,12 @@ def compare(cell: Cell | None, text: str, flip: bool = False) -> Comparison:
     """Compares a cell with a paper's number.
 
     Args:
-        cell: Ours, None where there is none.
+        cell: Our cell, None if there is none.
         text: The paper's number, such as '13.81±3.37' or '74.1'.
         flip: Whether one is an accuracy and the other an error rate.
 
     Raises:
-        UserError: For another kind of text.
+        UserError: The text is not of this form.
     """
     match = re.fullmatch(r'(\d+(?:\.\d+)?)(?:\s*±\s*(\d+(?:\.\d+)?))?', text.strip())
     if not match:
@@ -159,10 +159,9 @@ def compare(cell: Cell | None, text: str, flip: bool = False) -> Comparison:
 
 
 def protocol(table: Mapping[str, Any], keys: Collection[Key] | None = None) -> dict[str, str]:
-    """Returns the protocol of the cells, or of those with these keys: for each tag the text that they agree on.
+    """Returns the protocol of the cells, or of those with these keys: for each tag the text that is common to them.
 
-    Where they do not agree, it is each text with its columns, or with its rows, or, if cells differ within both, all of
-    the texts.
+    If the cells differ it is each text with its columns, or with its rows, or, if cells differ within both, all texts.
     """
     by_tag: dict[str, dict[Key, str]] = {}
     for entry in table['cells']:
@@ -185,15 +184,15 @@ def _collapse(texts: Mapping[Key, str]) -> str:
 
 
 def compared(table: Mapping[str, Any], paper: Mapping[str, Any]) -> list[Key]:
-    """Returns the rows and columns of the table that the paper has a number for."""
+    """Returns the keys of the cells that the paper has a number for."""
     results = paper['results']
     return [(row, column) for row in table['rows'] for column in table['columns'] if column in results.get(row, {})]
 
 
 def differences(table: Mapping[str, Any], paper: Mapping[str, Any]) -> list[str]:
-    """Returns what differs from the paper's protocol in the cells that it has numbers for.
+    """Returns the differences from the paper's protocol in the cells that the paper has numbers for.
 
-    A difference reads 'steps: ours 2000, paper 1048576'. What the paper's protocol does not say is not compared.
+    A difference has the form 'steps: ours 2000, paper 1048576'. Tags that the paper's protocol lacks are not compared.
     """
     ours = protocol(table, compared(table, paper))
     return [
@@ -207,7 +206,7 @@ def band(curves: Sequence[Sequence[tuple[int, float | None]]]) -> tuple[np.ndarr
     """Returns the steps at which all curves have a value, and the mean and standard deviation (ddof 1) there.
 
     Args:
-        curves: Lists of [step, value]. Values that are None or not finite do not count. One curve has a deviation of 0.
+        curves: Lists of [step, value]. Values that are None or not finite are ignored. The deviation of one curve is 0.
     """
     by_step = [{step: value for step, value in curve if value is not None and np.isfinite(value)} for curve in curves]
     steps = sorted(set.intersection(*map(set, by_step))) if by_step else []

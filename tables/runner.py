@@ -21,11 +21,11 @@ from tables.spec import Run, Table
 from tables.worker import Task
 from train import provenance
 
-LEAST_MEMORY = 2 << 30  # bytes that a process is taken to need at least
+LEAST_MEMORY = 2 << 30  # least memory assumed for a process, in bytes
 
 
 class Stopped(Exception):
-    """SIGTERM or Ctrl-C: every run that was being made is saved."""
+    """Raised after SIGTERM or Ctrl-C, when every run in progress is saved."""
 
     def __init__(self, signal_number: int):
         super().__init__('Stopped, and everything saved. The same command continues.')
@@ -44,13 +44,13 @@ def make(
     """Makes the runs of cells.
 
     Args:
-        cells: Runs to be made, the seeds of a cell in one list.
-        folder: Where the runs' folders are.
-        logs: Folder for what the processes print, a file for each cell.
-        tell: Called after each run with the run and why it failed, None where it did not.
+        cells: Runs to make, a list of seeds for each cell.
+        folder: Folder of the runs' folders.
+        logs: Folder for the output of the processes, a file for each cell.
+        tell: Called after each run with the run and the reason why it failed, None if it did not.
         jobs: Number of cells to make at once.
         gpus: CUDA's numbers of the GPUs to use, in turn.
-        data_dir: Where the data sets are prepared, None for the usual place.
+        data_dir: Folder of prepared data sets; None for tfds's own.
 
     Raises:
         Stopped: After SIGTERM or Ctrl-C.
@@ -74,7 +74,7 @@ def make(
         slot = slots.get()
         try:
             _cell({run.name: run for run in runs}, slot)
-        except BaseException as error:  # whatever it is, the other cells must not go on with nobody to read them
+        except BaseException as error:  # stop the other workers: nothing reads their output any more
             broken.append(error)
             stop(signal.SIGTERM)
         finally:
@@ -90,12 +90,12 @@ def make(
                     processes.add(process)
                 assert process.stdin is not None  # both are pipes
                 assert process.stdout is not None
-                if stopped:  # since the loop asked
+                if stopped:  # since the check of the loop
                     _stop(process)
                 settings = [run.settings for run in left.values()]
                 folders = [folder / name for name in left]
                 task = Task(settings, folders, data_dir, _cores(slot, jobs), bool(gpus))
-                with contextlib.suppress(OSError, ValueError):  # it has died or been stopped
+                with contextlib.suppress(OSError, ValueError):  # the process has died or been stopped
                     pickle.dump(task, process.stdin)
                     process.stdin.flush()
                 for line in process.stdout:
@@ -108,7 +108,7 @@ def make(
             with contextlib.suppress(OSError):
                 process.stdin.close()
             if left and not stopped:
-                # It died in the first run that it did not report. The loop makes the others in a new process.
+                # The process died in the first run that it did not report. A new process makes the others.
                 with telling:
                     tell(left.pop(next(iter(left))), f'{_death(process.returncode)}, see {path}')
 
@@ -116,7 +116,7 @@ def make(
     try:
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
             list(pool.map(cell, cells))
-        for process in processes:  # where something broke; the others have been waited for
+        for process in processes:  # after an error; the others have ended
             process.wait()
             assert process.stdout is not None  # a pipe
             process.stdout.close()
@@ -130,15 +130,15 @@ def make(
 
 
 def seconds(table: Table, run: Run, measured: Mapping[tuple[str, str], list[float]]) -> float | None:
-    """Estimates how long a run takes: as its cell, its column, its row, the table's own estimate, or any other run.
+    """Estimates the time of a run: that of its cell, its column, its row, the table's estimate, or any other run.
 
     Args:
-        table: The table that the run is of.
+        table: The table of the run.
         run: The run.
-        measured: {(row, column): seconds of the runs that have been made}.
+        measured: {(row, column): seconds of its finished runs}.
 
     Returns:
-        Seconds, None where nothing is known.
+        Seconds, None if nothing is known.
     """
     row = [s for (name, _), times in measured.items() if name == run.row for s in times]
     column = [s for (_, name), times in measured.items() if name == run.column for s in times]
@@ -159,17 +159,17 @@ def _start(slot: int, jobs: int, gpus: Sequence[str], log) -> subprocess.Popen:
     if sharing > 1 and not environment.keys() & {'XLA_PYTHON_CLIENT_MEM_FRACTION', 'XLA_CLIENT_MEM_FRACTION'}:
         environment['XLA_PYTHON_CLIENT_MEM_FRACTION'] = f'{0.9 / sharing:.2f}'
     return subprocess.Popen(
-        (sys.executable, '-P', '-m', 'tables.worker'),  # not what lies in the user's folder
+        (sys.executable, '-P', '-m', 'tables.worker'),  # ignore modules in the working directory
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
-        start_new_session=True,  # Ctrl-C reaches it once, through `stop`
+        start_new_session=True,  # Ctrl-C reaches it only through `stop`
     )
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """Makes a worker save and end: by the signal, and by the end of its input in case that it misses the signal."""
+    """Stops a worker, which saves: by a signal, and by the end of its input in case that it misses the signal."""
     process.send_signal(signal.SIGTERM)
     assert process.stdin is not None  # a pipe
     with contextlib.suppress(OSError, ValueError):
@@ -177,20 +177,20 @@ def _stop(process: subprocess.Popen) -> None:
 
 
 def _cores(slot: int, jobs: int) -> list[int]:
-    """Returns the logical CPUs of a job: its share of those that this process may use, at least one."""
+    """Returns the logical CPUs of a job: an equal share of those that this process may use, at least one."""
     cores = sorted(os.sched_getaffinity(0))
     return cores[slot::jobs] or [cores[slot % len(cores)]]
 
 
 def _wait_for_memory(processes: set[subprocess.Popen]) -> None:
-    """Waits, while other processes work, until there is room for the largest process seen so far."""
+    """Waits, while other processes run, until the memory of the largest process so far is free."""
     peak = max(LEAST_MEMORY, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
     while processes and _available() < peak:
         time.sleep(1)
 
 
 def _available() -> int:
-    """Returns the bytes of memory that are free."""
+    """Returns the available memory in bytes."""
     with open('/proc/meminfo') as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith('MemAvailable'))
 

@@ -25,10 +25,10 @@ class Row:
 
     Attributes:
         config: File in configs/, without .py.
-        arg: What comes after the colon, behind the column's.
+        arg: Argument after the colon, which follows the column's.
         overrides: 'name=value', as --config.name=value would set it.
-        columns: The only columns that it is run for, () for all.
-        start: In a table of features: 'pretrained' for those learned, 'random' for the same network untrained.
+        columns: Columns that it is run for; () for all.
+        start: In a table of features: 'pretrained' for learned features, 'random' for those of the untrained network.
     """
 
     config: str
@@ -43,10 +43,10 @@ class Column:
     """A setting: data and number of labels, or two domains.
 
     Attributes:
-        arg: What comes after the colon, before the row's.
+        arg: Argument after the colon, which the row's follows.
         overrides: 'name=value', as --config.name=value would set it.
-        transfer: In a table of features: number of labels that they are evaluated with.
-        seconds_per_step: Estimate for a run before one has been measured, see Table.cost.
+        transfer: In a table of features: number of labels for their evaluation.
+        seconds_per_step: Estimate for as long as no run has been measured, see Table.cost.
     """
 
     arg: str
@@ -57,18 +57,18 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Everything that a table is.
+    """A table.
 
     Attributes:
         title: Its title.
         rows: {label: row}.
         columns: {label: column}.
-        seeds: Those that every cell is run with.
+        seeds: Seeds of every cell.
         overrides: 'name=value', applied last, to all runs.
         shown: One of RULES, in a table of features one of EVALUATIONS. All of them are stored.
-        error: Whether to print error rates, as the papers it is compared with do, and not accuracies.
-        papers: Files of tables/published whose numbers are printed beside.
-        cost: What the columns' `seconds_per_step` are based on.
+        error: Whether to print error rates instead of accuracies, as the papers that it is compared with do.
+        papers: Files of tables/published whose numbers are printed beside ours.
+        cost: Basis of the columns' `seconds_per_step`.
     """
 
     title: str
@@ -113,9 +113,9 @@ class Run:
     """One run of a table. Two rows or columns may be evaluations of the same run, whose folder is then the same.
 
     Attributes:
-        row: Label.
-        column: Label.
-        settings: Of the run.
+        row: Label of the row.
+        column: Label of the column.
+        settings: Settings of the run.
     """
 
     row: str
@@ -129,10 +129,10 @@ class Run:
 
 
 def from_config(config: ConfigDict) -> Table:
-    """Turns a config into a Table.
+    """Returns the table of a config.
 
     Raises:
-        UserError: For a key that nothing reads or that is missing.
+        UserError: A key does not exist, or one is missing.
     """
     values = config.to_dict()
     for key, cls in (('rows', Row), ('columns', Column)):
@@ -145,7 +145,7 @@ def expand(table: Table) -> Iterator[Run]:
     """Yields the runs of a table, row by row.
 
     Raises:
-        UserError: For a setting that does not exist.
+        UserError: A setting does not exist.
     """
     for row_name, row in table.rows.items():
         module = importlib.import_module(f'configs.{row.config}')
@@ -161,7 +161,7 @@ def expand(table: Table) -> Iterator[Run]:
 
 
 def _override(config: ConfigDict, text: str) -> None:
-    """Sets what --config.TEXT would set."""
+    """Sets a setting as --config.TEXT would."""
     key, equals, value = text.partition('=')
     if not equals:
         raise UserError(f"The table's override '{text}' cannot be applied: write name=value.")

@@ -1,7 +1,7 @@
 """Makes runs in a process of its own: `python -m tables.worker`, started by tables/runner.py, never by hand.
 
-Reads a pickled Task from standard input, stops where that is closed (its parent has died), and writes a JSON line to
-standard output for each run that has ended. Everything else goes to standard error.
+Reads a pickled Task from standard input, stops when that is closed (its parent has died), and writes a JSON line to
+standard output after each run. All other output goes to standard error.
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ class Task:
     """Runs that differ by their seed only, to be made one after the other by one process, which compiles once.
 
     Attributes:
-        settings: Those of each run.
+        settings: The settings of each run.
         folders: The folder of each run.
-        data_dir: Where the data sets are prepared, None for the usual place.
+        data_dir: Folder of prepared data sets; None for tfds's own.
         cores: Logical CPUs that the process may use.
         gpu: Whether it must use a GPU.
     """
@@ -57,7 +57,7 @@ def main() -> None:
     logging.set_verbosity(logging.WARNING)
     mesh.configure()
     if task.gpu and jax.default_backend() == 'cpu':
-        raise SystemExit('JAX finds no GPU: look at the numbers of --gpus, and at requirements-cuda.txt.')
+        raise SystemExit('JAX finds no GPU: check the numbers of --gpus, and install requirements-cuda.txt.')
     try:
         for settings, folder in zip(task.settings, task.folders, strict=True):
             try:
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def _run(settings: Settings, folder: pathlib.Path, data_dir: str | None) -> None:
-    """Makes a run. Where another process is making it, waits for that and takes its result."""
+    """Makes a run. If another process is making it, waits for its result."""
     from configs import data_sets
     from train import experiment, run_folder
 
@@ -93,7 +93,7 @@ def _run(settings: Settings, folder: pathlib.Path, data_dir: str | None) -> None
 def _stop_with_parent() -> None:
     while os.read(0, 4096):
         pass
-    while True:  # a run at its very end does not notice a signal
+    while True:  # a run does not react to signals at its very end
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
 

@@ -129,11 +129,11 @@ def test_a_renewed_run_leaves_the_old_folder_aside(fake_make):
 def test_recorded_results_of_other_settings_are_lost_by_renewing_only(fake_make):
     record_results()
     before = pages()
-    with pytest.raises(UserError, match='8 results that this table has not'):
+    with pytest.raises(UserError, match='8 results that are not of this table'):
         make(overrides=(*SMALL, 'ema_decay=0.5'))
-    with pytest.raises(UserError, match='4 results that this table has not'):
+    with pytest.raises(UserError, match='4 results that are not of this table'):
         make(seeds=(0,))
-    with pytest.raises(UserError, match='4 results that this table has not'):
+    with pytest.raises(UserError, match='4 results that are not of this table'):
         make(seeds=(0,), renew=True)  # does not make those again
     assert pages() == before
     make(overrides=(*SMALL, 'ema_decay=0.5'), renew=True)
@@ -201,7 +201,8 @@ def test_check_names_the_rows_that_other_code_made():
 
 
 @pytest.mark.parametrize(
-    ('text', 'message'), [('{}', 'none of a table'), ('{"cells": [{"row": 1}]}', 'none of a table'), ('{', 'damaged')]
+    ('text', 'message'),
+    [('{}', 'not a valid table'), ('{"cells": [{"row": 1}]}', 'not a valid table'), ('{', 'damaged')],
 )
 def test_a_file_that_is_none_of_a_table_is_named(text, message):
     FOLDER.mkdir(parents=True)

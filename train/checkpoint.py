@@ -18,9 +18,9 @@ from train.trainer import TrainState
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-    """The checkpoints of one run: the two latest, and of all saved ones the best by validation accuracy.
+    """The checkpoints of one run: the two latest, and the best by validation accuracy.
 
-    Two, so that a damaged newest one costs the steps since the one before and not the run.
+    There are two, so that if the newest is damaged only the steps since the one before are lost.
     """
 
     def __init__(self, directory: pathlib.Path):
@@ -40,33 +40,33 @@ class Checkpoints(contextlib.AbstractContextManager):
         """Starts writing the state in the background. Waits for an earlier write to end.
 
         Args:
-            step: Steps done.
+            step: Number of steps done.
             state: The state after them.
-            validation_accuracy: By which the best checkpoint is kept; None where it was not measured.
+            validation_accuracy: Selects the best checkpoint; None if it was not measured.
         """
         metrics = None if validation_accuracy is None else {'validation_accuracy': validation_accuracy}
         self._checkpointer.save_async(step, _as_dict(state), metrics=metrics)
 
     def latest(self, like: TrainState) -> TrainState | None:
-        """Returns the newest state that can be read, None where nothing has been saved.
+        """Returns the newest state that can be read, None if nothing has been saved.
 
         Args:
             like: A state of the same shapes, types and shardings.
 
         Raises:
-            UserError: Where there are checkpoints and none can be read.
+            UserError: There are checkpoints, but none can be read.
         """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _as_dict(like))
         damaged = []
         for step in sorted((c.step for c in self._checkpointer.checkpoints), reverse=True):
             try:
                 state = TrainState(**self._checkpointer.load(step, abstract))
-            except Exception as error:  # whatever a damaged file makes orbax raise
+            except Exception as error:  # orbax raises many types of exception for damaged files
                 reason = (str(error).strip() or repr(error)).split('\n')[0][:200]
                 logging.warning('Checkpoint %d cannot be read, trying the one before: %s', step, reason)
                 damaged.append(step)
                 continue
-            for later in damaged:  # their steps will be saved again
+            for later in damaged:  # training will save these steps again
                 self._checkpointer.delete(later)
             return state
         if damaged:
@@ -74,7 +74,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         return None
 
     def wait(self) -> None:
-        """Waits until everything saved is on disk."""
+        """Waits until all checkpoints are on disk."""
         self._checkpointer.wait()
 
     def __exit__(self, *exception) -> None:
@@ -91,8 +91,8 @@ def read(folder: pathlib.Path) -> tuple[int, dict[str, Any]]:
         Its step, and {field of TrainState: tree of arrays}.
 
     Raises:
-        UserError: Where it holds no checkpoint.
-        Exception: For a missing or damaged file, whatever orbax makes of it.
+        UserError: There is no checkpoint.
+        Exception: A file is missing or damaged, for which orbax raises many types.
     """
     with ocp.training.Checkpointer((folder / 'checkpoints').resolve(strict=True)) as checkpointer:
         if checkpointer.latest is None:
@@ -106,13 +106,13 @@ def read(folder: pathlib.Path) -> tuple[int, dict[str, Any]]:
 
 
 def weights(source: str) -> pretrained.Weights:
-    """Returns the averaged network of a run's last checkpoint, to begin another run with.
+    """Returns the averaged network of a run's last checkpoint, as initial weights of another run.
 
     Args:
         source: The run's folder.
 
     Raises:
-        UserError: Where it holds no checkpoint that can be read.
+        UserError: There is no checkpoint that can be read.
     """
     folder = pathlib.Path(source).expanduser()
     try:
@@ -134,7 +134,7 @@ def weights(source: str) -> pretrained.Weights:
 
 
 def _set_aside_unreadable(directory: pathlib.Path) -> None:
-    """Renames checkpoints whose metrics cannot be parsed: orbax reads those of all of them before anything else."""
+    """Renames checkpoints whose metrics cannot be parsed, since orbax reads the metrics of all checkpoints first."""
     for metrics in directory.glob('[0-9]*/metrics/metrics'):
         try:
             json.loads(metrics.read_text())

@@ -1,4 +1,4 @@
-"""What the log says of pseudo-labels, and warnings when training goes wrong in one of the ways it usually does."""
+"""Statistics of pseudo-labels for the log, and warnings of the usual failures of training."""
 
 from collections.abc import Iterable, Mapping
 
@@ -7,23 +7,23 @@ from absl import logging
 
 from methods.base import View
 
-_STRETCH = 0.1  # of all steps: how long something has to last before it is worth a warning
+_STRETCH = 0.1  # fraction of all steps that a failure has to last for a warning
 _NEARLY_ALL = 0.9  # share of pseudo-labels
-_CHANCE = 0.3  # accuracy of four rotations that is not much more than a quarter
-_NO_SPREAD = 0.1  # standard deviation of embeddings, which is 1 where they fill the sphere
+_CHANCE = 0.3  # accuracy of predicting four rotations; guessing has 0.25
+_NO_SPREAD = 0.1  # standard deviation of embeddings; 1 if they are spread over the sphere
 
 
 def describe_histogram(counts: np.ndarray) -> dict[str, float | None]:
     """Describes the pseudo-labels that were used.
 
     Args:
-        counts: Their number in each class `[C]`.
+        counts: Number of pseudo-labels of each class, `[C]`.
 
     Returns:
-        'entropy': Of the class frequencies, in nats; log C where all classes are equally frequent, 0 where there is
-            one class only.
-        'top_class', 'top_class_share': The most frequent class, and its share.
-        All are None where there are no pseudo-labels.
+        A dict, with values of None if there are no pseudo-labels:
+        - 'entropy': Entropy of the class frequencies, in nats: 0 for a single class, log C for equal frequencies.
+        - 'top_class': The most frequent class.
+        - 'top_class_share': Its share.
     """
     if not counts.sum() > 0:
         return dict.fromkeys(('entropy', 'top_class', 'top_class_share'))
@@ -33,22 +33,22 @@ def describe_histogram(counts: np.ndarray) -> dict[str, float | None]:
 
 
 class Watch:
-    """Follows the logged rows of a run and warns, once a stretch, of a method that has stopped learning."""
+    """Follows the logged rows of a run and warns if a method stops learning, once for each such period."""
 
     def __init__(self, steps: int, silent_steps: Mapping[str, int] | None = None):
         """Begins to follow a run.
 
         Args:
             steps: Number of steps of the run.
-            silent_steps: {method: step up to which a loss of exactly 0 is no mistake}.
+            silent_steps: {method: step up to which a loss of exactly 0 is expected}.
         """
         self._silent_steps = silent_steps or {}
         self._stretch = max(1, round(_STRETCH * steps))
-        self._since: dict[str, int] = {}  # {what is wrong: step at which it began}
+        self._since: dict[str, int] = {}  # {failure: step at which it began}
         self._warned: set[str] = set()
 
     def row(self, step: int, row: dict[str, float | None]) -> None:
-        """Takes a row of training metrics, means over the steps since the one before."""
+        """Checks a row of training metrics, means over the steps since the row before."""
         for key, value in row.items():
             method, _, name = key.partition('/')
             if name == 'loss' and step > self._silent_steps.get(method, 0):
@@ -74,9 +74,9 @@ class Watch:
 
 
 _ZERO = (
-    '{method}/loss was exactly 0: {method} teaches nothing. If {method}/mask_rate is 0, no pseudo-label is confident '
-    'enough: lower the threshold (--config.methods.{method}.threshold, where there is one) or train longer; otherwise '
-    'look whether the unlabeled images differ between views (data.weak, data.strong).'
+    '{method}/loss was exactly 0: {method} contributes no gradient. If {method}/mask_rate is 0, no pseudo-label is '
+    'confident enough: lower the threshold (--config.methods.{method}.threshold, where there is one) or train longer; '
+    'otherwise check that the unlabeled images differ between views (data.weak, data.strong).'
 )
 _COLLAPSE = (
     'nearly all pseudo-labels of {method} were class {top}. Unless the unlabeled images are like that, try a lower '
@@ -85,17 +85,17 @@ _COLLAPSE = (
 )
 _ROTATION = (
     '{method} guessed the rotation of images no better than by chance. Either they look the same from all sides '
-    '(textures, microscopy, aerial pictures: rotation has nothing to teach there), an augmentation hides it '
+    '(textures, microscopy, aerial pictures: rotation prediction cannot work there), an augmentation hides it '
     '(data.weak.vertical_flip), or the learning rate is wrong.'
 )
 _EMBEDDING = (
-    'the embeddings of {method} have nearly no spread: they have collapsed, and its loss says nothing any more. Try a '
-    'lower optimizer.learning_rate or a larger batch (data.unlabeled_ratio).'
+    'the embeddings of {method} have nearly no spread: they have collapsed, and its loss is no longer meaningful. '
+    'Try a lower optimizer.learning_rate or a larger batch (data.unlabeled_ratio).'
 )
 
 
 def check_views(views: Iterable[View], vertical_flip: bool) -> None:
-    """Warns of an augmentation that leaves nothing to learn from rotated views."""
+    """Warns of an augmentation with which rotations cannot be told apart."""
     if vertical_flip and any(view.augmentation == 'rotated' for view in views):
         logging.warning(
             'data.weak.vertical_flip turns images over, which with a mirror image is a rotation by 180 degrees: '

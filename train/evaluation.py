@@ -1,4 +1,4 @@
-"""Predictions for a whole data set, every example exactly once, and their accuracy."""
+"""Predictions for a whole data set, each example exactly once, and their accuracy."""
 
 import dataclasses
 import functools
@@ -21,26 +21,26 @@ from train.settings import Transfer
 from train.streams import Streams
 from train.trainer import Trainer, TrainState, stream_key
 
-PIXELS = 512 * 64 * 64  # of a batch; fewer images where they are large
+PIXELS = 512 * 64 * 64  # of a batch: the number of images depends on their size
 
 
 class Predict(Protocol):
-    """Runs the network over images and returns an output of it. Made by `create`."""
+    """A function that returns an output of the network for images, made by `create`."""
 
     def __call__(self, params: Any, batch_stats: Any, images: np.ndarray, output: str = 'logits') -> np.ndarray:
-        """Computes an output for every image.
+        """Returns an output for every image.
 
         Args:
             params: Parameters of the network.
             batch_stats: Its running statistics.
             images: uint8 `[N, H, W, C]`, any N, not augmented; or cached features, float32 `[N, D]`.
-            output: Name of the output. Compiled once for each.
+            output: Name of the output. The function is compiled once for each.
 
         Returns:
             float32 `[N, D]`, on the host; feature maps `[N, h, w, D]` averaged over space.
 
         Raises:
-            UserError: For an output that the network does not have.
+            UserError: The network has no such output.
         """
 
 
@@ -65,14 +65,15 @@ def create(trainer: Trainer, mesh: jax.sharding.Mesh) -> Predict:
 class Evaluator:
     """Scores a state, with its averaged parameters, on the held-out sets.
 
-    Without a labeled stream the classifier has learned nothing: the accuracy is then that of nearest neighbours among
-    the features of the labeled images.
+    Without a labeled stream the classifier is not trained. Then the accuracy is that of nearest neighbours among the
+    features of the labeled images.
 
     Attributes:
-        trainer: Whose network it is.
+        trainer: The trainer of the network.
         streams: The data.
-        predict: From `create`.
-        folder: Where domain adaptation saves features of training images of both domains, for `train.selection`.
+        predict: The function that `create` returns.
+        folder: Folder in which domain adaptation saves features of training images of both domains, for
+            `train.selection`.
     """
 
     trainer: Trainer
@@ -106,13 +107,13 @@ class Evaluator:
 
 
 def features(trainer: Trainer, streams: Streams, mesh: jax.sharding.Mesh, layer: str = 'features') -> Streams:
-    """Returns the streams with an output of the network, as a run begins with it, instead of the images.
+    """Returns the streams with an output of the initial network instead of the images.
 
     Args:
-        trainer: Whose network it is.
-        streams: Images to run it over: those of the streams that the methods read, and the held-out sets.
+        trainer: The trainer of the network.
+        streams: The images: those of the streams that the methods read, and the held-out sets.
         mesh: The devices.
-        layer: The output of the network.
+        layer: Name of the output.
     """
     with jax.set_mesh(mesh):
         variables = step_lib.initial(trainer, trainer.settings.seed, 0)
@@ -121,7 +122,7 @@ def features(trainer: Trainer, streams: Streams, mesh: jax.sharding.Mesh, layer:
 
 
 def prepare(trainer: Trainer, streams: Streams, state: TrainState) -> TrainState:
-    """Returns the state before the first step, after every method's look at the labeled images."""
+    """Returns the state before the first step, after `Method.prepare` of every method."""
     labeled = streams.indices['labeled']
     start = Start(
         images=streams.images[labeled],
@@ -146,7 +147,7 @@ def neighbours(transfer: Transfer, train: tuple[np.ndarray, np.ndarray], test: t
     """Classifies by a vote of the k nearest neighbours.
 
     Args:
-        transfer: How many of them vote, and how (k, temperature, metric, standardize).
+        transfer: Settings: k, temperature, metric, standardize.
         train: Features `[N, D]` and classes int `[N]` of the labeled images.
         test: The same of the test images.
 
@@ -159,7 +160,7 @@ def neighbours(transfer: Transfer, train: tuple[np.ndarray, np.ndarray], test: t
         x, test_x = scaler.transform(x), scaler.transform(test_x)
 
     def weights(distance: np.ndarray) -> np.ndarray:
-        # Shift so that the nearest neighbour weighs 1; otherwise all weights can underflow.
+        # Shifted so that the weight of the nearest neighbour is 1; otherwise all weights can underflow.
         return np.exp((distance.min(1, keepdims=True) - distance) / transfer.temperature)
 
     classifier = KNeighborsClassifier(

@@ -1,4 +1,4 @@
-"""What one command or one cell of a table makes: a run and, where asked for, what its features are worth."""
+"""One command or one cell of a table: a run and, if asked for, an evaluation of the learned features."""
 
 import pathlib
 from typing import Any
@@ -9,21 +9,21 @@ from train.settings import Settings
 
 
 def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) -> dict[str, Any]:
-    """Makes a run, or continues it: training first, then the evaluation of its features (`transfer.labels`).
+    """Makes or continues a run: first training, then the evaluation of its features (`transfer.labels`).
 
     Args:
         settings: Settings of the run.
         workdir: Folder of the run.
-        data_dir: Folder of prepared data sets; tfds' own by default.
+        data_dir: Folder of prepared data sets; by default tfds's own.
 
     Returns:
-        The content of result.json. It gets 'transfer' when the features have been evaluated.
+        The content of result.json, with 'transfer' if the features have been evaluated.
 
     Raises:
-        UserError: For what the user can mend.
+        UserError: The settings or the data are invalid.
         train.loop.Interrupted: After SIGTERM or Ctrl-C.
     """
-    transfer.check(settings, data_dir)  # an error before training, not after
+    transfer.check(settings, data_dir)  # raises errors before training
     result = run_lib.run(settings, workdir, data_dir)
     if settings.transfer.labels and 'transfer' not in result:
         result['transfer'] = transfer.report(settings, workdir, data_dir)

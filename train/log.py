@@ -1,4 +1,4 @@
-"""What a run says while it trains: metrics.jsonl and the progress line."""
+"""The log of a run: metrics.jsonl and the progress line."""
 
 import contextlib
 import math
@@ -15,14 +15,14 @@ from train import diagnostics
 from train.run_folder import RunFolder
 from train.trainer import Metrics, Trainer
 
-LINE_SECONDS = 15  # at least, between two lines of progress in a log file
+LINE_SECONDS = 15  # least time between two lines of progress in a log file
 
 
 class Log(contextlib.AbstractContextManager):
-    """Writes metrics.jsonl and shows progress: a live line in a terminal, now and then a line in a log file."""
+    """Writes metrics.jsonl and shows progress: a live line in a terminal, or a line every LINE_SECONDS in a file."""
 
     def __init__(self, folder: RunFolder, trainer: Trainer, start: int):
-        """Begins after `start` steps, whose rows are in the folder."""
+        """Begins after `start` steps, whose rows are already in the folder."""
         self._folder = folder
         self._settings = trainer.settings
         self._images_per_step = sum(trainer.batch_sizes.values())
@@ -34,7 +34,7 @@ class Log(contextlib.AbstractContextManager):
         self._start = time.monotonic()
         self._last_line = -math.inf  # time of the last line in a log file
         self._mark: tuple[int, float] | None = None  # step and time from which speed is measured
-        self._pending: tuple[int, Metrics] | None = None  # step and its metrics, which may not be computed yet
+        self._pending: tuple[int, Metrics] | None = None  # step and its metrics, which may still be computing
         self._terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=trainer.settings.steps,
@@ -49,10 +49,10 @@ class Log(contextlib.AbstractContextManager):
         self._bar.close()
 
     def step(self, step: int, metrics: Metrics) -> None:
-        """Takes the metrics of a step that was dispatched, and records those of the step before.
+        """Takes the metrics of a dispatched step, and records those of the step before.
 
         Raises:
-            UserError: Where training diverged.
+            UserError: Training diverged.
         """
         self.flush()
         self._pending = step, metrics
@@ -61,14 +61,14 @@ class Log(contextlib.AbstractContextManager):
         """Waits for the newest step and records its metrics.
 
         Raises:
-            UserError: Where training diverged.
+            UserError: Training diverged.
         """
         if self._pending is not None:
             (step, metrics), self._pending = self._pending, None
             self._record(step, *jax.device_get(metrics))
 
     def evaluation(self, step: int, scores: Mapping[str, float]) -> None:
-        """Writes a row of scores. The time an evaluation takes does not count as training speed."""
+        """Writes a row of scores. The time of an evaluation does not count in the training speed."""
         self._write(step, scores)
         self._mark = step, time.monotonic()
 
@@ -108,7 +108,7 @@ class Log(contextlib.AbstractContextManager):
             return
         self._last_line = time.monotonic()
         parts = [f'step {step} of {self._settings.steps}']
-        if steps_per_second is not None:  # since the row before: the average would have compilation in it
+        if steps_per_second is not None:  # since the row before, to leave out compilation
             if not last:
                 parts.append(f'{tqdm.format_interval((self._settings.steps - step) / steps_per_second)} left')
             parts.append(f'{steps_per_second:.1f} steps/s')
@@ -116,7 +116,7 @@ class Log(contextlib.AbstractContextManager):
 
 
 def silent_steps(trainer: Trainer) -> dict[str, int]:
-    """Returns {method: step up to which a loss of exactly 0 is no mistake}."""
+    """Returns {method: step up to which a loss of exactly 0 is expected}."""
     steps = {name: trainer.round_steps for name, method in trainer.methods.items() if method.rounds > 1}
     for name, method in trainer.methods.items():
         if not any(view.stream == 'unlabeled' for view in method.views()):
@@ -125,7 +125,7 @@ def silent_steps(trainer: Trainer) -> dict[str, int]:
 
 
 def _brief(row: dict[str, float | None]) -> str:
-    """Returns the end of the progress line: loss, mask rate, pseudo-label accuracy and images/s, as far as known."""
+    """Returns the end of the progress line: those known of loss, mask rate, pseudo-label accuracy and images/s."""
     short = {'mask_rate': 'mask', 'pseudo_label_accuracy': 'pseudo-label acc'}
     values = {'loss': row['loss']}
     values |= {short[key.split('/')[-1]]: value for key, value in row.items() if key.split('/')[-1] in short}

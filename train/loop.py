@@ -19,7 +19,7 @@ from train.trainer import Trainer, TrainState
 
 
 class Interrupted(Exception):
-    """SIGTERM or Ctrl-C: the step was finished and the state saved."""
+    """Raised after SIGTERM or Ctrl-C, when the step is finished and the state saved."""
 
     def __init__(self, signal_number: int, step: int, workdir: pathlib.Path):
         super().__init__(f'Interrupted after step {step}, saved in {workdir}. The same command continues.')
@@ -27,21 +27,21 @@ class Interrupted(Exception):
 
 
 def train(trainer: Trainer, streams: Streams, folder: RunFolder, mesh: jax.sharding.Mesh) -> TrainState:
-    """Makes the steps that are left of a run, with their evaluations and checkpoints.
+    """Makes the remaining steps of a run, with their evaluations and checkpoints.
 
-    The device always has the next step to work on: metrics of a step are fetched after the next one is dispatched.
+    The device never waits: metrics of a step are fetched after the next step is dispatched.
 
     Args:
-        trainer: What a step needs beside state and batch.
+        trainer: Network, methods and settings.
         streams: The data.
-        folder: The run's folder, whose checkpoints are continued from.
+        folder: The folder of the run, with the checkpoints to continue from.
         mesh: The devices, set as JAX's mesh.
 
     Returns:
         The state after the last step.
 
     Raises:
-        UserError: Where training diverged, or no checkpoint can be read.
+        UserError: Training diverged, or no checkpoint can be read.
         Interrupted: After SIGTERM or Ctrl-C.
     """
     settings = trainer.settings
@@ -90,7 +90,7 @@ def _latest_or_new(trainer: Trainer, streams: Streams, checkpoints: Checkpoints,
 
 @contextlib.contextmanager
 def _caught_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT in a list instead of dying of them. A second Ctrl-C ends at once."""
+    """Collects SIGTERM and SIGINT in a list instead of ending the process. A second Ctrl-C ends it."""
     caught: list[int] = []
 
     def note(number, frame):

@@ -25,11 +25,13 @@ def total(
     """Returns the sum of all losses, the new running statistics, and what every method returned.
 
     Args:
-        trainer, state, batch: Of the step.
-        params: The network's parameters, for the gradient.
-        images: Of `train.views.make_views`.
+        trainer: Network, methods and settings.
+        params: Parameters of the network, in which the gradient is taken.
+        state: The state before the step.
+        batch: The batch.
+        images: The views that `train.views.make_views` returns.
         progress: The fraction of the round that is done.
-        frozen: Layers that are as in evaluation.
+        frozen: Layers that run as in evaluation.
 
     Raises:
         UserError: Two methods return running statistics.
@@ -64,10 +66,17 @@ def forward(
     images: dict[View, jax.Array],
     frozen: frozenset[str] = frozenset(),
 ) -> tuple[dict[View, dict[str, jax.Array]], Any]:
-    """Runs the network over the views: those that are 'joint' with those that are 'no_grad' beside them, and those
-    that are 'separate'.
+    """Runs the network over the views: once over 'joint' and 'no_grad' views, and once over 'separate' ones.
 
-    Returns ({view: {output: `[n, ...]`}}, batch_stats), with the running statistics of the first two.
+    Args:
+        trainer: Network, methods and settings.
+        params: Parameters of the network.
+        state: The state before the step.
+        images: The views.
+        frozen: Layers that run as in evaluation.
+
+    Returns:
+        {view: {output: `[n, ...]`}}, and the new running statistics, which 'separate' views do not enter.
     """
     model, batch_stats = trainer.model, state.batch_stats
     outputs: dict[View, dict[str, jax.Array]] = {}
@@ -78,7 +87,7 @@ def forward(
 
     def join(policy: str) -> models.Batch:
         views = groups[policy]
-        # A key for each image, so that what is dropped does not depend on how images are put together.
+        # A key for each image, so that the dropped units do not depend on the composition of the batch.
         keys = [jax.random.split(stream_key(state.seed, f'drop.{v}', state.step), len(images[v])) for v in views]
         domains = [jax.numpy.full(len(images[v]), v.stream == 'unlabeled', 'int32') for v in views]
         return models.Batch(
@@ -119,7 +128,7 @@ def _forward_alone(
     batch_stats: Any = None,
     draw: str = '',
 ) -> tuple[dict[str, jax.Array], Any]:
-    """`Inputs.forward`: one batch by itself, with its own statistics or in evaluation with those given."""
+    """Runs the network on a separate batch, with its own statistics or those given; bound to `Inputs.forward`."""
     if batch_stats is not None:
         return trainer.model.apply({'params': params, 'batch_stats': batch_stats}, images)
     keys = jax.random.split(stream_key(state.seed, f'drop.{method}.{draw}', state.step), len(images))
@@ -127,5 +136,5 @@ def _forward_alone(
 
 
 def _mlp(method: str, params: Any, name: str, x: jax.Array) -> jax.Array:
-    """`Inputs.mlp`."""
+    """Runs one of a method's own networks; bound to `Inputs.mlp`."""
     return mlp.apply(params, f'{method}_{name}', x)

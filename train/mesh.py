@@ -1,4 +1,4 @@
-"""The devices of a run as one mesh with one axis, over which batches are split and parameters copied."""
+"""The devices of a run as a mesh with one axis. Batches are split over it, parameters are copied."""
 
 import math
 import os
@@ -8,7 +8,7 @@ from absl import logging
 
 
 def configure() -> None:
-    """Gives every logical CPU a device of its own and keeps compiled steps on disk. Call it before JAX is used.
+    """Makes every logical CPU a device and stores compiled steps on disk. Has to be called before JAX is used.
 
     XLA:CPU runs a step faster as one program per core than as one program with threads. JAX's own variables
     JAX_NUM_CPU_DEVICES, JAX_COMPILATION_CACHE_DIR and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS take precedence.
@@ -24,7 +24,7 @@ def configure() -> None:
 
 
 def create(*batch_sizes: int) -> jax.sharding.Mesh:
-    """Returns a mesh of as many devices as divide all batch sizes, with a warning where some stay idle."""
+    """Returns a mesh of as many devices as divide all batch sizes; warns if some stay idle."""
     devices = jax.devices()
     usable = max(d for d in range(1, len(devices) + 1) if math.gcd(*batch_sizes) % d == 0)
     if usable < len(devices):

@@ -1,4 +1,4 @@
-"""Gradient to update. The learning rate is a function of progress, so the optimizer state holds no count."""
+"""The optimizer. The learning rate is a function of progress, so the optimizer state has no step count."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from train.settings import Optimizer
 
 
 def create(settings: Optimizer) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum and L2 on kernels, before the learning rate is applied."""
+    """Returns SGD with Nesterov momentum and L2 on kernels, without the learning rate."""
     return optax.chain(
         optax.add_decayed_weights(settings.weight_decay, mask=kernels),
         optax.trace(settings.momentum, nesterov=True),
@@ -22,7 +22,7 @@ def create(settings: Optimizer) -> optax.GradientTransformation:
 
 
 def kernels(params) -> dict:
-    """Marks with True what weight decay acts on: kernels, not biases and norms' parameters."""
+    """Returns a tree with True for parameters with weight decay: kernels, not biases and parameters of norms."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
 
 
@@ -37,7 +37,7 @@ def learning_rate(settings: Optimizer, progress: jax.Array) -> jax.Array:
     elif settings.schedule == 'inverse':
         rate = settings.learning_rate / (1 + settings.inverse_gamma * progress) ** settings.inverse_power
     else:
-        # Compiled, step / steps can come out a rounding below the boundary that it stands for.
+        # In compiled code step / steps may be one rounding error below a boundary.
         passed = (progress * (1 + 3e-7) >= jnp.asarray(settings.boundaries)).sum()
         rate = settings.learning_rate * 0.1**passed
     return rate * jnp.minimum(1, progress / settings.warmup) if settings.warmup else rate
@@ -46,8 +46,13 @@ def learning_rate(settings: Optimizer, progress: jax.Array) -> jax.Array:
 def layer_rates(settings: Optimizer, params: Mapping[str, Mapping[str, Any]], depths: Mapping[str, int]) -> dict:
     """Returns {layer: {parameter: factor of the learning rate}}; 0 where the parameter is frozen.
 
-    depths: {layer: how deep it is}, for `layer_decay`.
-    Raises UserError where a parameter is left to chance or an expression fits none.
+    Args:
+        settings: Settings of the optimizer.
+        params: {layer: {parameter: value}}.
+        depths: {layer: number of its block}, for `layer_decay`.
+
+    Raises:
+        UserError: A parameter matches no expression, or an expression no parameter.
     """
     rules = []
     for rule in settings.layer_rates:
@@ -86,11 +91,11 @@ def layer_rates(settings: Optimizer, params: Mapping[str, Mapping[str, Any]], de
 
 
 def select(tree: Mapping[str, Mapping[str, Any]], rates: Mapping[str, Mapping[str, float]]) -> dict:
-    """Returns the part of {layer: {leaf: value}} that is trained."""
+    """Returns the trained part of {layer: {leaf: value}}."""
     parts = {layer: {k: v for k, v in leaves.items() if rates[layer][k]} for layer, leaves in tree.items()}
     return {layer: leaves for layer, leaves in parts.items() if leaves}
 
 
 def merge(tree: Mapping[str, Mapping[str, Any]], part: Mapping[str, Mapping[str, Any]]) -> dict:
-    """Returns the tree with the values of a part of it."""
+    """Returns the tree with some of its values replaced by those in `part`."""
     return {layer: {**leaves, **part.get(layer, {})} for layer, leaves in tree.items()}

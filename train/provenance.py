@@ -1,6 +1,6 @@
-"""Which code a run came from: the git commit, and a hash of the files that its numbers depend on.
+"""The code that made a run: the git commit, and a hash of the files that its numbers depend on.
 
-Both are those of the start of the process: a run may last for days, and files be edited meanwhile.
+Both are recorded at the start of the process, since files may be edited while a run lasts.
 """
 
 import ast
@@ -15,10 +15,10 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ('data', 'methods', 'models', 'train')
-# What only reports, and changes no number.
+# Files that change no number.
 REPORTING = ('errors.py', 'train/diagnostics.py', 'train/log.py', 'train/provenance.py', 'train/run_folder.py')
 
-# As they were when `read` was called.
+# As of the call of `read`.
 _sources: dict[str, str] = {}  # {file, relative to the repository: text}
 _commit: list[str | None] = [None]
 
@@ -34,12 +34,12 @@ def read() -> None:
 
 
 def commit() -> str | None:
-    """Returns the commit the code is at, '+' appended where Python files differ from it; None outside of git."""
+    """Returns the git commit, with '+' appended if Python files differ from it; None outside of git."""
     return _commit[0]
 
 
 def used_methods(settings: Mapping[str, Any]) -> list[str]:
-    """Returns the names of the methods that a run uses, that of fine-tuning its features among them.
+    """Returns the names of the methods that a run uses, including the one that fine-tunes its features.
 
     Args:
         settings: Settings of the run, as config.json and result.json hold them.
@@ -51,7 +51,7 @@ def used_methods(settings: Mapping[str, Any]) -> list[str]:
 def files(methods: Iterable[str]) -> list[str]:
     """Returns the files that the numbers of a run depend on, relative to the repository, sorted.
 
-    Those are all that it imports of ours but what only reports.
+    These are all files of the repository that it imports, without those of REPORTING.
 
     Args:
         methods: Names of the methods that it uses. Others are not among the files, since methods are imported by name.
@@ -74,7 +74,7 @@ def digest(methods: Iterable[str]) -> str:
 
 
 def changed(methods: Iterable[str], since: str | None) -> list[str]:
-    """Returns those of `files` whose code is not what it was at a commit; none where git does not know it."""
+    """Returns the `files` whose code differs from that at a commit; none if git does not know the commit."""
     if since is None or _git('cat-file', '-e', since.rstrip('+')) is None:
         return []
     old = {name: _git('show', f'{since.rstrip("+")}:{name}') for name in files(methods)}
@@ -100,7 +100,7 @@ def code(source: str) -> str:
 
 
 def _git(*command: str) -> str | None:
-    """Returns what git prints, None where it cannot."""
+    """Returns the output of git, None if it fails."""
     try:
         return subprocess.run(('git', '-C', str(ROOT), *command), capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
@@ -121,7 +121,7 @@ def _imported(source: str) -> Iterator[str]:
             names = [node.module, *(f'{node.module}.{alias.name}' for alias in node.names)]
         for name in names:
             parts = name.split('.')
-            # Every package on the way is imported, too.
+            # A module's parent packages are imported, too.
             for i in range(1, len(parts) + 1):
                 path = '/'.join(parts[:i])
                 yield from (f'{path}.py', f'{path}/__init__.py')

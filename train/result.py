@@ -15,25 +15,25 @@ from train.trainer import Trainer, TrainState
 
 
 def summarise(trainer: Trainer, streams: Streams, folder: RunFolder, state: TrainState, devices: int) -> dict[str, Any]:
-    """Returns test accuracy by several selection rules, the protocol it was reached under, and its cost.
+    """Returns test accuracy by several selection rules, the protocol of the run, and its cost.
 
     Args:
-        trainer: What was trained.
+        trainer: Network, methods and settings.
         streams: The data.
-        folder: The run's folder, with the rows of its log.
+        folder: The folder of the run, with the rows of its log.
         state: The state after the last step.
-        devices: Number of devices that it was trained on, or went on on after the last interruption.
+        devices: Number of devices of the run or, if it was resumed, the number used since then.
 
     Returns:
-        The content of result.json. In 'test_accuracy':
+        The content of result.json. The rules in 'test_accuracy' are:
 
-        last: The last evaluation.
-        median_last_20: FixMatch's rule.
-        selected: By the rule that is set, at the best validation accuracy or, in domain adaptation, by one of
-            `train.selection`, which are all under 'selection'; null without a validation part.
-        best_on_test: Chosen by looking at the test set, as many published tables are; a leak, stored to be compared
-            with and never to be reported as the accuracy.
-        rotation_averaged: The last one, with outputs averaged over four rotations of the image.
+        - last: The last evaluation.
+        - median_last_20: The median of the last 20 evaluations, FixMatch's rule.
+        - selected: By the setting `selection`: at the best validation accuracy or, in domain adaptation, by a rule of
+          `train.selection`, which are all under 'selection'; null without a validation part.
+        - best_on_test: The best on the test set, as in many published tables. It leaks test labels, and is stored for
+          comparison only, never to be reported as the accuracy.
+        - rotation_averaged: The last evaluation, with outputs averaged over four rotations of the image.
     """
     settings = trainer.settings
     rows = folder.rows()

@@ -1,4 +1,4 @@
-"""One run from its settings to result.json."""
+"""One run, from its settings to result.json."""
 
 import dataclasses
 import pathlib
@@ -19,17 +19,17 @@ from train.trainer import Trainer
 
 
 def prepare(settings: Settings, data_dir: str | None = None) -> tuple[Trainer, Streams]:
-    """Reads data and pretrained weights and builds what a run needs from its settings.
+    """Reads data and pretrained weights and builds the trainer of a run.
 
     Args:
         settings: Settings of the run.
-        data_dir: Folder of prepared data sets; tfds' own by default.
+        data_dir: Folder of prepared data sets; by default tfds's own.
 
     Returns:
         The trainer and the data.
 
     Raises:
-        UserError: For what the user can mend.
+        UserError: The settings or the data are invalid.
     """
     streams = Streams.load(settings, data_dir)
     source = settings.model.get('pretrained')
@@ -41,18 +41,18 @@ def prepare(settings: Settings, data_dir: str | None = None) -> tuple[Trainer, S
 
 
 def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) -> dict[str, Any]:
-    """Trains and evaluates a run, or continues it from its last checkpoint. A finished one is not made again.
+    """Trains and evaluates a run, or continues it from its last checkpoint. A finished run is not repeated.
 
     Args:
         settings: Settings of the run.
         workdir: Folder of the run.
-        data_dir: Folder of prepared data sets; tfds' own by default.
+        data_dir: Folder of prepared data sets; by default tfds's own.
 
     Returns:
         The content of result.json.
 
     Raises:
-        UserError: For what the user can mend.
+        UserError: The settings or the data are invalid.
         loop.Interrupted: After SIGTERM or Ctrl-C.
     """
     trainer, streams = prepare(settings, data_dir)
@@ -75,7 +75,7 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
 
 
 def _identity(trainer: Trainer) -> dict[str, Any]:
-    """Returns what makes two runs the same beside their settings."""
+    """Returns what has to be equal, beside the settings, for a run to be continued."""
     weights = trainer.model.weights
     return {
         'weights': weights.record if weights else None,
@@ -84,7 +84,7 @@ def _identity(trainer: Trainer) -> dict[str, Any]:
 
 
 def _begin(trainer: Trainer, streams: Streams, folder: RunFolder) -> None:
-    """Writes labels.json and says what is about to be trained."""
+    """Writes labels.json and prints a description of the run."""
     settings = trainer.settings
     if folder.read_json('labels.json') not in (None, streams.manifest):
         raise UserError(f'{folder.path} was begun with other labels or images. Choose another --workdir.')

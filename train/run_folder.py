@@ -25,14 +25,14 @@ def default(settings: Settings) -> pathlib.Path:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file in one piece: whoever reads it meanwhile gets the old content or the new."""
+    """Writes a JSON file atomically: a concurrent reader gets the old content or the new."""
     _write(path, json.dumps(value, indent=2) + '\n')
 
 
 def finished(path: pathlib.Path) -> dict[str, Any] | None:
     """Returns the content of a run's result.json.
 
-    None where something is left to do, the evaluation of its features for instance, or where the file is damaged.
+    It is None if the file is damaged or something is left to do, such as the evaluation of features.
     """
     try:
         result = json.loads((path / 'result.json').read_text(encoding='utf-8'))
@@ -43,23 +43,23 @@ def finished(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 class Busy(UserError):
-    """Another process is at work in the folder."""
+    """Another process uses the folder."""
 
 
 class RunFolder(contextlib.AbstractContextManager):
-    """One run's files, kept for one process. Each is written whole or, metrics.jsonl, a whole line at a time."""
+    """The files of a run, locked by one process. They are written atomically, metrics.jsonl line by line."""
 
     def __init__(self, path: pathlib.Path, settings: Settings, more: Mapping[str, Any] = MappingProxyType({})):
-        """Makes the folder, or opens that of the same run.
+        """Creates the folder, or opens it if it is of the same run.
 
         Args:
             path: The folder.
             settings: Settings of the run.
-            more: What else makes it the same run and goes into config.json.
+            more: Further values that have to be equal for the run to be continued; stored in config.json.
 
         Raises:
-            UserError: Where the folder cannot be written or belongs to a run with other settings.
-            Busy: Where another process has it.
+            UserError: The folder cannot be written, or belongs to a run with other settings.
+            Busy: Another process uses it.
         """
         self.path = path
         wanted = json.loads(json.dumps({**dataclasses.asdict(settings), **more}))
@@ -77,14 +77,14 @@ class RunFolder(contextlib.AbstractContextManager):
                 raise Busy(f'Another process is at work in {path}. Wait for it or choose another --workdir.') from error
             except OSError as error:
                 raise UserError(f'Cannot write to {path}: {error.strerror}. Choose another --workdir.') from error
-            self._lock = stack.pop_all()  # held as long as the run goes on
+            self._lock = stack.pop_all()  # held until the run ends
 
     def __exit__(self, *exception) -> None:
         self._lock.close()
 
     def _check_same(self, present: dict, wanted: dict) -> None:
         present, wanted = _flat(present), _flat(wanted)
-        # The SHA-256 says more than the revision; the number of devices changes only how sums are rounded.
+        # The SHA-256 covers the revision; the number of devices changes only the rounding of sums.
         keys = sorted((present.keys() | wanted.keys()) - {'weights.revision', 'devices'})
         differing = [key for key in keys if present.get(key) != wanted.get(key)]
         if differing:
@@ -96,10 +96,10 @@ class RunFolder(contextlib.AbstractContextManager):
         write_json(self.path / name, value)
 
     def read_json(self, name: str) -> Any | None:
-        """Returns the content of a JSON file, None where there is none.
+        """Returns the content of a JSON file, None if there is none.
 
         Raises:
-            UserError: Where it is damaged.
+            UserError: The file is damaged.
         """
         try:
             return json.loads((self.path / name).read_text())
@@ -114,7 +114,7 @@ class RunFolder(contextlib.AbstractContextManager):
             file.write(json.dumps(row) + '\n')
 
     def rows(self) -> list[dict[str, Any]]:
-        """Returns the rows of metrics.jsonl, without a last one that a killed run left half written."""
+        """Returns the rows of metrics.jsonl, without an incomplete last one of a killed run."""
         rows = []
         for line in (self.path / 'metrics.jsonl').read_text().splitlines():
             with contextlib.suppress(json.JSONDecodeError):
@@ -128,7 +128,7 @@ class RunFolder(contextlib.AbstractContextManager):
 
 
 def _write(path: pathlib.Path, text: str) -> None:
-    # In one piece, also where the process is killed here.
+    # Atomic, even if the process is killed here.
     temporary = path.with_name(f'.{path.name}.new')
     temporary.write_text(text)
     os.replace(temporary, path)

@@ -1,17 +1,18 @@
-"""Choosing a step of a domain adaptation run without a label of the target domain, from features saved on the way.
+"""Selects a step of a domain adaptation run without target labels, from features saved at each evaluation.
 
-Scores of each evaluation; the step with the highest one is chosen:
+Each rule scores every evaluation and chooses the step with the highest score:
 
 - validation: accuracy on held-out source images.
 - entropy: minus the mean entropy of predictions for the target (Morerio et al. 2018, arXiv:1711.10288).
-- information: that plus the entropy of their mean, so that all classes are predicted (information maximisation).
-- iwcv: minus the error on held-out source images, each weighted by how much likelier it is in the target domain
+- information: the same plus the entropy of the mean prediction, so that all classes are predicted (information
+  maximisation).
+- iwcv: minus the error on held-out source images, each weighted by the density ratio of target and source domain
   (Sugiyama et al. 2007, JMLR 8, section 3).
 - dev: the same with a control variate of the weights that reduces its variance (You et al. 2019, ICML, section 4).
 
-Entropy and the like are best for a network that predicts one class for everything, so an evaluation is not eligible
-whose target predictions have collapsed: an effective number of predicted classes (exp of the entropy of their
-histogram) of less than half of all. The scores never see a test image.
+Scores such as entropy are best for a network that predicts the same class for all images. So an evaluation is not
+eligible if its target predictions have collapsed, to an effective number of classes (exp of the entropy of their
+histogram) of less than half of all. No score uses test images.
 """
 
 import pathlib
@@ -22,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 from train.streams import Streams
 
-EXAMPLES = 1000  # of each domain whose features are saved
+EXAMPLES = 1000  # number of images of each domain whose features are saved
 
 
 def images(streams: Streams) -> dict[str, np.ndarray]:
@@ -40,9 +41,9 @@ def save(folder: pathlib.Path, step: int, features: dict[str, np.ndarray], logit
     """Writes an evaluation to folder/<step>.npz.
 
     Args:
-        folder: Made where it is not there.
+        folder: The folder, created if it does not exist.
         step: Step of the evaluation.
-        features: {part: float32 `[N, D]`}, which are stored in half precision.
+        features: {part: float32 `[N, D]`}, stored in half precision.
         logits: {part: float32 `[N, C]`}.
     """
     folder.mkdir(exist_ok=True)
@@ -58,12 +59,12 @@ def choose(folder: pathlib.Path, evaluations: list[dict], validation_labels: np.
     """Chooses a step by every rule.
 
     Args:
-        folder: Where `save` has put the evaluations.
-        evaluations: Rows with 'step' and 'test_accuracy', of which the latter only says what was chosen.
-        validation_labels: Classes of the held-out source images, int `[N]`; None where there are none.
+        folder: Folder of the evaluations that `save` wrote.
+        evaluations: Rows with 'step' and 'test_accuracy'; the latter is only copied to the result.
+        validation_labels: Classes of the held-out source images, int `[N]`; None if there are none.
 
     Returns:
-        {rule: {'step', 'score', 'test_accuracy', 'a_distance'}}; the values are None where no step is eligible.
+        {rule: {'step', 'score', 'test_accuracy', 'a_distance'}}; the values are None if no step is eligible.
     """
     scored = []
     for row in evaluations:
@@ -89,7 +90,7 @@ def choose(folder: pathlib.Path, evaluations: list[dict], validation_labels: np.
 
 
 def collapsed(target_logits: np.ndarray) -> bool:
-    """Returns whether predictions, of logits `[N, C]`, have an effective number of classes below half of all."""
+    """Returns whether the effective number of classes that logits `[N, C]` predict is below half of all."""
     p = np.bincount(target_logits.argmax(-1), minlength=target_logits.shape[-1]) / len(target_logits)
     return np.exp(_entropy(p)) < len(p) / 2
 
@@ -99,7 +100,7 @@ def scores(arrays: dict[str, np.ndarray], validation_labels: np.ndarray | None) 
 
     Args:
         arrays: {'<part>_features': `[N, D]`, '<part>_logits': `[N, C]`}, of source, target and, if any, validation.
-        validation_labels: Classes of the held-out source images, int `[N]`; None where there are none.
+        validation_labels: Classes of the held-out source images, int `[N]`; None if there are none.
 
     Returns:
         {rule: score} and the proxy A-distance of the features (see `a_distance`).
@@ -121,12 +122,12 @@ def scores(arrays: dict[str, np.ndarray], validation_labels: np.ndarray | None) 
 
 
 def density_ratio(source: np.ndarray, target: np.ndarray, query_features: np.ndarray) -> np.ndarray:
-    """Estimates how much likelier features are in the target domain, by logistic regression.
+    """Estimates the density ratio of target and source domain by logistic regression.
 
     Args:
         source: Features of source images `[N, D]`.
         target: Features of target images `[M, D]`.
-        query_features: Features to return the ratio of, `[n, D]`.
+        query_features: Features for which the ratio is estimated, `[n, D]`.
 
     Returns:
         Density in the target domain divided by that in the source domain, `[n]`.
@@ -140,8 +141,8 @@ def density_ratio(source: np.ndarray, target: np.ndarray, query_features: np.nda
 def a_distance(source: np.ndarray, target: np.ndarray) -> float:
     """Returns the proxy A-distance of features of two domains, `[N, D]` and `[M, D]`.
 
-    2 (1 - 2 error), where the error is that of a logistic regression that tells the domains apart, on the half of the
-    features that it has not learned from: 2 where they can be told apart, 0 where not.
+    It is 2 (1 - 2 error), where the error is that of a logistic regression that predicts the domain, on the half of the
+    features that it is not trained on: 2 for domains that are separable, 0 for domains that are not.
     """
     _, x, y = _domains(source, target)
     classifier = LogisticRegression(max_iter=300).fit(x[::2], y[::2])
@@ -149,7 +150,7 @@ def a_distance(source: np.ndarray, target: np.ndarray) -> float:
 
 
 def _domains(source: np.ndarray, target: np.ndarray) -> tuple[StandardScaler, np.ndarray, np.ndarray]:
-    """Returns how features are standardised, all of them standardised, and their domains: 0 source, 1 target."""
+    """Returns the scaler of the features, all features standardised, and their domains: 0 source, 1 target."""
     x = np.concatenate([source, target])
     scaler = StandardScaler().fit(x)
     return scaler, scaler.transform(x), np.repeat([0, 1], [len(source), len(target)])
@@ -161,5 +162,5 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:
-    """Over the last axis, in nats."""
+    """Returns the entropy over the last axis, in nats."""
     return -np.sum(p * np.log(np.maximum(p, 1e-30)), axis=-1)

@@ -1,4 +1,4 @@
-"""The settings of a run, as frozen dataclasses: each setting with its default, and what it may be.
+"""The settings of a run, as frozen dataclasses: each setting with its default and its valid values.
 
 Defaults are the recipe of the FixMatch paper for CIFAR-10 (section 4 and appendix B of arXiv:2001.07685, and
 github.com/google-research/fixmatch). A config file starts from `to_config` and states what differs.
@@ -19,27 +19,27 @@ from methods.base import LABELED, WEAK
 PROTOCOLS = ('inductive', 'transductive')
 SCHEDULES = ('cosine', 'steps', 'inverse')
 METRICS = ('cosine', 'euclidean')
-# How `selected` is chosen: the first by validation accuracy, the others without any label of the target domain.
+# Rules that choose `selected`: the first by validation accuracy, the others without labels of the target domain.
 SELECTIONS = ('validation', 'entropy', 'information', 'iwcv', 'dev')
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What is learned from. Labeled, unlabeled and test images are of one data set, or the last two of `target`."""
+    """The data. Labeled, unlabeled and test images are of one data set, or the last two of `target`."""
 
     name: str = 'cifar10'  # a tfds data set or one of data/builders/
-    train_split: str = 'train'  # labeled images come from here
-    unlabeled_split: str = ''  # more unlabeled images than those of train_split ('' for none)
+    train_split: str = 'train'  # split of the labeled images
+    unlabeled_split: str = ''  # further unlabeled images, beside those of train_split; '' for none
     test_split: str = 'test'
-    labels: int = 40  # number of labeled training images; -1: all of them
+    labels: int = 40  # number of labeled training images; -1: all
     label_protocol: str = 'balanced'  # or 'proportional' to the classes' frequencies
     label_seed: int = -1  # of the label split; -1: the run's seed
     manifest: str = ''  # labels.json of an earlier run, instead of drawing labels
     validation: int = 0  # training images held out to select a checkpoint
     target: str = ''  # domain adaptation: the data set of unlabeled and test images
-    target_split: str = ''  # of the target's unlabeled images; '' for one called as train_split
-    protocol: str = 'inductive'  # test images are new; 'transductive': they are the unlabeled ones
-    image_size: int = 0  # side in pixels that all images are brought to when they are read; 0: as they are
+    target_split: str = ''  # of the target's unlabeled images; '' for the name in train_split
+    protocol: str = 'inductive'  # test images are new; 'transductive': they are the unlabeled images
+    image_size: int = 0  # side in pixels that images are resized to when they are read; 0: no resizing
     cache_features: bool = False  # run the frozen backbone over all images once, not augmented, and train on features
     unlabeled_ratio: int = 7  # mu: unlabeled images per labeled image in a step
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # per channel, of pixels in [0, 1]
@@ -76,14 +76,14 @@ class Optimizer:
 
     learning_rate: float = 0.03
     momentum: float = 0.9
-    weight_decay: float = 5e-4  # factor of an L2 gradient on kernels only
+    weight_decay: float = 5e-4  # factor of the L2 gradient, on kernels only
     schedule: str = 'cosine'  # learning rate times cos(pi * cosine_cycles * progress), 'steps' or 'inverse'
     cosine_cycles: float = 7 / 16  # 0.5 ends at zero
-    boundaries: tuple[float, ...] = ()  # of 'steps': progress from which the learning rate is a tenth of that before
+    boundaries: tuple[float, ...] = ()  # of 'steps': progress at which the learning rate is divided by 10
     inverse_gamma: float = 10.0  # of 'inverse': learning rate / (1 + gamma * progress)^power
     inverse_power: float = 0.75
-    warmup: float = 0.0  # progress up to which the learning rate rises from zero
-    layer_rates: tuple[str, ...] = ()  # 'regular expression: factor', the first that fits a parameter; 0 freezes it
+    warmup: float = 0.0  # progress up to which the learning rate rises linearly from zero
+    layer_rates: tuple[str, ...] = ()  # 'regular expression: factor', the first match of a parameter; 0 freezes it
     layer_decay: float = 1.0  # factor from each block to the one below it; the classifier has 1
     unfreeze_step: int = 0  # until then only the classifier and other heads are trained
 
@@ -105,12 +105,12 @@ class Optimizer:
 class Transfer:
     """How features are evaluated. Published protocols differ (solo-learn: k 20, temperature 0.07)."""
 
-    labels: tuple[int, ...] = ()  # numbers of labels to evaluate with (-1: all); none: no evaluation after training
-    layer: str = 'features'  # output whose average over space is evaluated; earlier ones ('stage2') are more general
+    labels: tuple[int, ...] = ()  # numbers of labels to evaluate with (-1: all); () for no evaluation
+    layer: str = 'features'  # output to evaluate, averaged over space; earlier ones ('stage2') are more general
     k: int = 20  # neighbours that vote
-    temperature: float = 0.07  # a vote weighs exp(-distance / temperature); 0: all weigh the same
+    temperature: float = 0.07  # the weight of a vote is exp(-distance / temperature); 0: equal weights
     metric: str = 'cosine'  # or 'euclidean'
-    standardize: bool = False  # features, by mean and standard deviation of the labeled images, for the neighbours
+    standardize: bool = False  # for the neighbours: features by mean and standard deviation of the labeled images
     method: str = 'supervised'  # that fine-tunes
     steps: int = 300  # of fine-tuning
     batch_size: int = 16
@@ -133,7 +133,7 @@ class Transfer:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """One run. Equal settings mean equal runs, so they name the run folder."""
+    """One run. Equal settings give equal runs, so their hash names the folder of a run."""
 
     seed: int = 0
     steps: int = 2**20
@@ -146,7 +146,7 @@ class Settings:
     log_steps: int = 128
     eval_steps: int = 1024
     checkpoint_steps: int = 4096
-    selection: str = 'validation'  # how the accuracy `selected` is chosen, one of SELECTIONS
+    selection: str = 'validation'  # rule that chooses the accuracy `selected`, one of SELECTIONS
     transfer: Transfer = dataclasses.field(default_factory=Transfer)
 
     def __post_init__(self):
@@ -173,7 +173,7 @@ _PARTS = {'data': Data, 'optimizer': Optimizer, 'transfer': Transfer}
 
 
 def to_config(method_names: tuple[str, ...] = (), model: str = 'wide_resnet') -> ml_collections.ConfigDict:
-    """Returns the defaults of every setting, for the methods and the network named."""
+    """Returns the defaults of all settings, with those of the named methods and network."""
     values = defaults(Settings) | {key: defaults(cls) for key, cls in _PARTS.items()}
     weak = defaults(augment.Weak)
     values['data'] |= {
@@ -188,7 +188,11 @@ def to_config(method_names: tuple[str, ...] = (), model: str = 'wide_resnet') ->
 
 
 def from_config(config: ml_collections.ConfigDict) -> Settings:
-    """Returns the Settings of a config. Raises UserError for a key that nothing reads or an impossible value."""
+    """Returns the Settings of a config.
+
+    Raises:
+        UserError: A key does not exist, or a value is impossible.
+    """
     values = config.to_dict()
     for key, cls in _PARTS.items():
         values[key] = build(cls, f'setting of {key}', values.get(key, {}))
@@ -196,7 +200,7 @@ def from_config(config: ml_collections.ConfigDict) -> Settings:
 
 
 def idle(settings: Settings) -> dict[str, str]:
-    """Returns {setting: why it has no effect in this run}; 'data.strong' stands for all of its fields."""
+    """Returns {setting: reason why it has no effect in this run}; 'data.strong' stands for all of its fields."""
     data, created = settings.data, [methods.create(*method) for method in settings.methods.items()]
     views = {view for method in created for view in method.views()}
     if settings.model.get('batch_norm', 'joint') != 'joint':  # reads both domains

@@ -17,10 +17,10 @@ _NOTHING = Metrics({}, {})
 
 
 def check(trainer: Trainer, batch: Batch) -> None:
-    """Traces a step, which `init` and `step` then use where the batch lies on the same devices.
+    """Traces a step. `init` and `step` reuse the trace if the batch is on the same devices.
 
     Raises:
-        UserError: Settings do not go together.
+        UserError: Settings contradict each other.
     """
     jax.eval_shape(functools.partial(init, trainer), batch)
 
@@ -50,21 +50,21 @@ def _first(trainer: Trainer, variables: models.Variables) -> TrainState:
         methods={name: method.init_state(data(name)) for name, method in trainer.methods.items()},
         metrics=_NOTHING,
     )
-    return jax.tree.map(jnp.copy, state)  # a step takes over (donates) every array, which it can do once only
+    return jax.tree.map(jnp.copy, state)  # a step donates every array, so none may occur twice
 
 
 def initial(trainer: Trainer, seed: int | jax.Array, number: int | jax.Array) -> models.Variables:
-    """Returns the variables that a round begins with."""
+    """Returns the initial variables of a round."""
     return trainer.model.init(stream_key(seed, 'init', number), trainer.data.image_shape)
 
 
 def next_round(trainer: Trainer, state: TrainState, logits: jax.Array) -> TrainState:
-    """Returns the state with which a round after the first begins.
+    """Returns the state at the beginning of a round after the first.
 
     Args:
-        trainer: Of the run.
-        state: After the round before.
-        logits: The EMA network's for every image of the unlabeled stream, `[N, C]`.
+        trainer: Network, methods and settings.
+        state: The state after the round before.
+        logits: Logits of the EMA network for every image of the unlabeled stream, `[N, C]`.
     """
     probabilities = jax.nn.softmax(logits)
     number = state.step // trainer.round_steps
@@ -81,29 +81,32 @@ def next_round(trainer: Trainer, state: TrainState, logits: jax.Array) -> TrainS
 
 
 def step(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool = False) -> tuple[TrainState, Metrics]:
-    """Makes one step. Also returns the metrics of the steps since the last logged one.
+    """Makes one step.
 
     Args:
-        trainer: Of the run.
-        state: Before the step.
-        batch: Of the step.
-        head_only: Leave everything below the features as it is.
+        trainer: Network, methods and settings.
+        state: The state before the step.
+        batch: The batch.
+        head_only: Train the heads only.
+
+    Returns:
+        The state after the step, and the metrics of the steps since the last logged one.
     """
-    # Without the window, as `init` traces it.
+    # Without metrics in the state, as in `init`, so that both share one trace.
     new, metrics = _update(trainer, dataclasses.replace(state, metrics=_NOTHING), batch, head_only)
     first_of_window = state.step % trainer.settings.log_steps == 0
     window = jax.tree.map(lambda old, m: jnp.where(first_of_window, 0, old) + m, state.metrics, metrics)
     return dataclasses.replace(new, metrics=window), window
 
 
-# Compiled as a part of the step. A function of its own, because what is compiled is traced once.
+# Nested jit: `init` and `step` share one trace.
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _update(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool) -> tuple[TrainState, Metrics]:
     settings = trainer.settings
     rates = trainer.layer_rates
     if head_only:
         rates = {layer: r if layer in trainer.data.heads else dict.fromkeys(r, 0.0) for layer, r in rates.items()}
-    # A frozen layer is frozen whole: its running statistics, too.
+    # The running statistics of frozen layers are frozen, too.
     trained = optimizer.select(state.params, rates)
     frozen = frozenset(state.params) - trained.keys()
     progress = state.step % trainer.round_steps / trainer.round_steps
@@ -113,9 +116,9 @@ def _update(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool) 
         params = optimizer.merge(state.params, trained)
         return losses.total(trainer, params, state, batch, images, progress, frozen)
 
-    # Only for what is trained: XLA leaves out the backward pass below the lowest trained layer.
+    # Differentiate trained parameters only, so that XLA can drop the backward pass below the lowest of their layers.
     (loss, (batch_stats, results)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(trained)
-    # To the optimizer, what is frozen for now is zero with a gradient of zero: its momentum stays zero.
+    # Temporarily frozen parameters get zero gradients, and are zero for weight decay: their momentum stays zero.
     later = jax.tree.map(jnp.zeros_like, optimizer.select(state.params, trainer.layer_rates))
     updates, opt_state = optimizer.create(settings.optimizer).update(
         optimizer.merge(later, gradient), state.opt_state, optimizer.merge(later, trained)
@@ -145,7 +148,7 @@ def _update(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool) 
 
 
 def _metrics(means: dict[str, jax.Array], results: dict[str, Loss], batch: Batch, num_classes: int) -> Metrics:
-    """Returns the metrics of a step: those given, those of the methods, and how their pseudo-labels fare."""
+    """Returns the metrics of a step: those given, those of the methods, and the accuracy of their pseudo-labels."""
     histograms = {}
     for name, result in results.items():
         means |= {f'{name}/{key}': _mean(value) for key, value in result.metrics.items()}
@@ -161,6 +164,6 @@ def _metrics(means: dict[str, jax.Array], results: dict[str, Loss], batch: Batch
 
 
 def _mean(values: jax.Array, weights: jax.Array | float = 1.0) -> jax.Array:
-    """Returns [sum, count] of a weighted mean. Some data sets have no class (-1) for some images: weight 0."""
+    """Returns [sum, count] of a weighted mean. The weight is 0 for images without a class (-1)."""
     weights = jnp.broadcast_to(jnp.asarray(weights, jnp.float32), jnp.shape(values))
     return jnp.stack([jnp.sum(values * weights), jnp.sum(weights)])

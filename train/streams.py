@@ -1,4 +1,4 @@
-"""The data of a run: a labeled and an unlabeled stream to draw batches from, and the held-out sets."""
+"""The data of a run: a labeled and an unlabeled stream of batches, and the held-out sets."""
 
 import dataclasses
 import json
@@ -14,15 +14,15 @@ from train.settings import Data, Settings
 
 @dataclasses.dataclass(frozen=True)
 class Streams:
-    """All images of a run, and which of them each stream draws from.
+    """All images of a run, and the indices of those that each stream draws from.
 
     Attributes:
         images: All training images, uint8 `[N, H, W, C]`; cached features are float32 `[N, D]`.
         labels: Their classes, int32 `[N]`.
         indices: {stream: indices of the training images that it draws from}.
-        held_out: {'test': (images, labels)}, and 'validation' where one was asked for.
+        held_out: {'test': (images, labels)}, and 'validation' if there is one.
         num_classes: Number of classes.
-        manifest: What labels.json holds.
+        manifest: The content of labels.json.
     """
 
     images: np.ndarray
@@ -38,10 +38,10 @@ class Streams:
 
         Args:
             settings: Settings of the run.
-            data_dir: Folder of prepared data sets; None: tfds' own.
+            data_dir: Folder of prepared data sets; None for tfds's own.
 
         Raises:
-            UserError: For what the user can mend.
+            UserError: The settings or the data are invalid.
         """
         data = settings.data
         train = _load(data, data.name, data.train_split, data_dir)
@@ -69,7 +69,7 @@ class Streams:
         return cls(images, labels, indices, held_out, train.num_classes, manifest)
 
     def spec(self, settings: Settings) -> DataSpec:
-        """Returns what methods may know of the data."""
+        """Returns the description of the data for methods."""
         size = settings.batch_size
         return DataSpec(
             num_classes=self.num_classes,
@@ -87,7 +87,7 @@ class Streams:
             streams: Names of the streams to keep.
 
         Returns:
-            Those streams, with what the function returns instead of the images.
+            Those streams, with the results of the function instead of the images.
         """
         used = np.unique(np.concatenate([self.indices[stream] for stream in streams]))
         return dataclasses.replace(
@@ -107,7 +107,7 @@ class Streams:
         return {stream: self.batch(stream, seed, step, size) for stream, size in sizes.items()}
 
     def batch(self, stream: str, seed: int, step: int, size: int) -> dict[str, np.ndarray]:
-        """Returns a batch of a stream, a pure function of all four arguments.
+        """Returns a batch of a stream. It is a pure function of its arguments.
 
         Args:
             stream: Name of the stream.
@@ -116,8 +116,8 @@ class Streams:
             size: Number of images.
 
         Returns:
-            {'images': uint8 `[size, H, W, C]`, 'labels': int32 `[size]`, 'indices': of the images in the stream,
-            int32 `[size]`}.
+            {'images': uint8 `[size, H, W, C]`, 'labels': int32 `[size]`, 'indices': positions of the images in the
+            stream, int32 `[size]`}.
         """
         stream_indices = self.indices[stream]
         indices = sampler.batch_indices(seed, stream, step, size, len(stream_indices))
@@ -126,7 +126,7 @@ class Streams:
 
 
 def _split(settings: Settings, train: datasets.Arrays) -> tuple[splits.Split, dict]:
-    """Returns which images are labeled, and the manifest that says so: a given one, or one drawn by the seed."""
+    """Returns the label split and its manifest: that of the settings, or one drawn from the seed."""
     data = settings.data
     if not data.manifest:
         seed = settings.seed if data.label_seed < 0 else data.label_seed
@@ -145,7 +145,7 @@ def _split(settings: Settings, train: datasets.Arrays) -> tuple[splits.Split, di
 
 
 def _load(data: Data, name: str, split: str, data_dir: str | None) -> datasets.Arrays:
-    """Reads a split, with images of as many channels as the settings have means."""
+    """Returns a split, with images of as many channels as the settings have means."""
     arrays = datasets.load(name, split, data_dir, data.image_size)
     channels = arrays.images.shape[-1]
     if channels == 1 and data.target:  # beside a domain in colour

@@ -1,4 +1,4 @@
-"""What a training step works with: the trainer, which no step changes, and the state, which every step does."""
+"""The arguments of a training step: the trainer, which is constant, and the state, which every step changes."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ class Metrics(NamedTuple):
 
     Attributes:
         means: {name: [sum, count]}.
-        histograms: {name: pseudo-labels used of each class, float32 `[C]`}.
+        histograms: {name: number of pseudo-labels of each class that were used, float32 `[C]`}.
     """
 
     means: dict[str, jax.Array]
@@ -37,7 +37,7 @@ class Metrics(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a run is after `step` steps. A checkpoint holds this and nothing else."""
+    """The complete state of a run after `step` steps, and the content of a checkpoint."""
 
     seed: jax.Array  # int32
     step: jax.Array  # int32, steps done
@@ -51,7 +51,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compared by identity, so that a step is traced once for each
 class Trainer:
-    """What a step needs beside state and batch; none of it changes during a run."""
+    """Network, methods and settings: what a step needs beside state and batch, constant during a run."""
 
     settings: Settings
     model: models.Model
@@ -64,12 +64,12 @@ class Trainer:
         """Builds network, methods and augmentations.
 
         Args:
-            settings: Of the run.
-            data: What methods may know of the data.
-            weights: What `model.pretrained` names.
+            settings: Settings of the run.
+            data: Description of the data for methods.
+            weights: Initial weights, which `model.pretrained` names.
 
         Raises:
-            UserError: A name or key does not exist, or settings do not go together.
+            UserError: A name or key does not exist, or settings contradict each other.
         """
         weak, strong = settings.data.weak, settings.data.strong
         flips = {name: value for name, value in weak.items() if name.endswith('flip')}
@@ -132,7 +132,7 @@ class Trainer:
 
     @functools.cached_property
     def views(self) -> dict[View, str]:
-        """{view: batch-norm policy} over all methods; a view that one method needs a gradient of has one."""
+        """{view: batch-norm policy} over all methods; a view has a gradient if any method needs one."""
         views: dict[View, str] = {}
         for name, method in self.methods.items():
             for view, policy in method.views().items():
@@ -143,7 +143,7 @@ class Trainer:
                         f"{name} and another method want {view} 'joint' and 'separate': choose one for both."
                     )
                 views[view] = min(policy, views.get(view, policy), key=POLICIES.index)
-        if self.model.has_domains:  # statistics of both domains, whether a loss looks at them or not
+        if self.model.has_domains:  # both domains enter the statistics, whether a loss reads them or not
             for weak in (LABELED, WEAK):
                 if not any(policy == JOINT and view.stream == weak.stream for view, policy in views.items()):
                     views[weak] = JOINT
@@ -154,16 +154,16 @@ class Trainer:
 
     @property
     def round_steps(self) -> int:
-        """Steps of a round; all of them where no method trains in rounds."""
+        """Number of steps in a round; all steps if no method trains in rounds."""
         return -(-self.settings.steps // max(method.rounds for method in self.methods.values()))
 
     @property
     def batch_sizes(self) -> dict[str, int]:
-        """{stream that the methods read: images of it in a step}."""
+        """{stream that the methods read: number of its images in a step}."""
         return {stream: self.data.batch_sizes[stream] for stream in sorted({view.stream for view in self.views})}
 
 
 def stream_key(seed: int | jax.Array, stream: str, step: int | jax.Array) -> jax.Array:
-    """The random key of a named stream at a step. All randomness of a run comes from here."""
+    """Returns the random key of a named stream at a step, the only source of randomness of a run."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
     return jax.random.fold_in(key, step)

@@ -1,5 +1,7 @@
-"""What features learned without labels are worth: nearest neighbours, linear probe and fine-tuning with few labels,
-from one checkpoint and beside the same network with random weights."""
+"""Evaluation of the learned features: nearest neighbours, linear probe and fine-tuning with few labels.
+
+All start from the last checkpoint and, for comparison, from the same network with random weights.
+"""
 
 import dataclasses
 import pathlib
@@ -17,14 +19,14 @@ STARTS = ('random', 'pretrained')
 
 
 def check(settings: Settings, data_dir: str | None = None) -> None:
-    """Looks for what would end the evaluation of features in an error.
+    """Checks that the features can be evaluated.
 
     Args:
         settings: Settings of the run.
-        data_dir: Folder of prepared data sets; tfds' own by default.
+        data_dir: Folder of prepared data sets; by default tfds's own.
 
     Raises:
-        UserError: The data set has not the labels that `transfer.labels` asks for.
+        UserError: The data set does not have the labels that `transfer.labels` asks for.
     """
     for labels in settings.transfer.labels:
         Streams.load(finetuning(settings, labels, ''), data_dir)
@@ -34,9 +36,9 @@ def report(settings: Settings, workdir: pathlib.Path, data_dir: str | None = Non
     """Evaluates the features of a finished run.
 
     Args:
-        settings: Settings of the run; `transfer` says how its features are evaluated.
-        workdir: Its folder. The runs of fine-tuning are in workdir/transfer, and are not made twice.
-        data_dir: Folder of prepared data sets; tfds' own by default.
+        settings: Settings of the run, with those of the evaluation in `transfer`.
+        workdir: Its folder. The runs of fine-tuning are in workdir/transfer, and are not repeated.
+        data_dir: Folder of prepared data sets; by default tfds's own.
 
     Returns:
         [{'labels', 'start' ('random' or 'pretrained'), 'neighbours', 'linear_probe', 'finetune'}], the last three
@@ -65,7 +67,7 @@ def report(settings: Settings, workdir: pathlib.Path, data_dir: str | None = Non
 
 
 def finetuning(settings: Settings, labels: int, pretrained: str) -> Settings:
-    """Returns the settings of a run that starts from features.
+    """Returns the settings of a run that fine-tunes features.
 
     Args:
         settings: Settings of the run that learned them.
@@ -89,7 +91,7 @@ def finetuning(settings: Settings, labels: int, pretrained: str) -> Settings:
 
 
 def linear_probe(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> float:
-    """Trains a logistic regression on standardised features until it converges.
+    """Trains a logistic regression on standardised features to convergence.
 
     Args:
         train: Features `[N, D]` and classes int `[N]` of the labeled images.
@@ -104,7 +106,7 @@ def linear_probe(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, n
 
 
 def table(rows: list[dict]) -> str:
-    """Returns the report for people to read."""
+    """Returns the report as a text table."""
     lines = ['labels   start        neighbours   linear probe   fine-tuning    (test accuracy in %)']
     for row in rows:
         values = (100 * row[key] for key in ('neighbours', 'linear_probe', 'finetune'))

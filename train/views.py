@@ -13,18 +13,18 @@ from train.trainer import Batch, Trainer, TrainState, stream_key
 
 
 def make_views(trainer: Trainer, state: TrainState, batch: Batch) -> dict[View, jax.Array]:
-    """Augments and preprocesses every view that the methods ask for. Returns {view: float32 `[n, H, W, C]`}."""
+    """Returns {view: augmented and preprocessed images, float32 `[n, H, W, C]`} for all views of the methods."""
     if trainer.settings.data.cache_features:
         return {view: batch[view.stream]['images'].astype(jnp.float32) for view in trainer.views}
     data, preprocess = trainer.settings.data, trainer.model.preprocess
-    if data.weak.get('min_area'):  # A random crop is seen whole; evaluation has the centre.
+    if data.weak.get('min_area'):  # random crops are used whole; evaluation crops the centre
         preprocess = dataclasses.replace(preprocess, crop=1.0)
     made: dict[View, jax.Array] = {}
     for name, augmentation in trainer.augmentations.items():
         views = [view for view in trainer.views if view.augmentation == name]
         if not views:
             continue
-        # All views of an augmentation at once: it is compiled once, and one pass over more images is faster.
+        # All views of an augmentation together: it is compiled once, and one pass over more images is faster.
         images = [batch[view.stream]['images'] for view in views]
         keys = [stream_key(state.seed, str(view), state.step) for view in views]
         draws = [
@@ -40,19 +40,19 @@ def make_views(trainer: Trainer, state: TrainState, batch: Batch) -> dict[View, 
 
 
 def _of_stream(augmentation: Any, stream: str, data: Data) -> Any:
-    """Returns the augmentation as a stream has it: the crops of unlabeled images may have an area of their own."""
+    """Returns the augmentation of a stream, since crops of unlabeled images may have a least area of their own."""
     if stream == 'unlabeled' and data.unlabeled_min_area and hasattr(augmentation, 'min_area'):
         return dataclasses.replace(augmentation, min_area=data.unlabeled_min_area)
     return augmentation
 
 
 def concatenate(arrays: Sequence[jax.Array]) -> jax.Array:
-    """Joins batches device by device: the order of a batch means nothing, and no image moves between devices."""
+    """Returns batches joined on each device. No image moves between devices, since the order does not matter."""
     return _on_every_device(lambda *local: jnp.concatenate(local))(*arrays)
 
 
 def split(array: jax.Array, sizes: list[int]) -> list[jax.Array]:
-    """Returns the batches of those sizes that `concatenate` joined."""
+    """Returns the batches, of the given sizes, that `concatenate` joined."""
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else mesh.size
     ends = [sum(sizes[: i + 1]) // devices for i in range(len(sizes) - 1)]
@@ -60,7 +60,7 @@ def split(array: jax.Array, sizes: list[int]) -> list[jax.Array]:
 
 
 def _on_every_device(f: Callable) -> Callable:
-    """Applies a per-example function to each device's own examples, without communication."""
+    """Returns a per-example function that runs on each device's own examples, without communication."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return f

@@ -11,7 +11,7 @@ from data.augment import ops, pil, pixels
 from errors import UserError, check_range, unknown
 
 _RATIO = 4 / 3  # of the longer to the shorter side of a crop, at most
-_ATTEMPTS = 10  # crops that are drawn until one fits into the image
+_ATTEMPTS = 10  # number of crops drawn, of which the first that fits into the image is taken
 _ORDERS = list(itertools.permutations(range(3)))
 _MIN_SIGMA = 0.1  # of the blur, in pixels
 _SOLARIZED_FROM = 128
@@ -24,22 +24,22 @@ class Distorted:
     From SimCLR (Chen et al. 2020, arXiv:2002.05709). The defaults are those of CoMatch's code for CIFAR
     (datasets/cifar.py of github.com/salesforce/CoMatch) and of SimSiam on CIFAR (arXiv:2011.10566, appendix D). The
     arithmetic is that of torchvision's transforms on PIL images, which the codes of CoMatch, SimSiam, Barlow Twins and
-    VICReg use; SimCLR's and BYOL's differ in detail: floating point, a blur by a Gaussian cut off at 5 % of the image's
-    side instead of PIL's box filters, and SimCLR's crops a uniform instead of log-uniform ratio. Gray images have no
-    saturation and no hue.
+    VICReg use. The codes of SimCLR and BYOL differ in detail: they compute in floating point and blur with a Gaussian
+    cut off at 5 % of the image's side instead of PIL's box filters, and SimCLR's crops have a uniform instead of a
+    log-uniform ratio. Gray images have no saturation and no hue.
     """
 
-    flip: bool = True  # As in Weak.
-    vertical_flip: bool = False  # As in Weak.
+    flip: bool = True  # as in Weak
+    vertical_flip: bool = False  # as in Weak
     scale: tuple[float, ...] = (0.2, 1.0)  # the least and the greatest area of a crop, as fractions of the image
     interpolation: str = 'bilinear'  # or 'bicubic'
-    jitter: float = 0.8  # probability of the next four, in random order
+    jitter: float = 0.8  # probability of the next four changes, in random order
     brightness: float = 0.4  # greatest change of the factor, around 1
     contrast: float = 0.4  # as brightness
     saturation: float = 0.4  # as brightness
     hue: float = 0.1  # greatest shift, as a fraction of the circle
-    gray: float = 0.2  # probability
-    blur: tuple[float, ...] = (0.0, 0.0)  # probability in the first view of an image and in any further one
+    gray: float = 0.2  # probability of grayscale
+    blur: tuple[float, ...] = (0.0, 0.0)  # probability in the first and in any further view of an image
     solarize: tuple[float, ...] = (0.0, 0.0)  # as blur
 
     def __post_init__(self):
@@ -63,20 +63,21 @@ class Distorted:
         """Returns the random choices for images of shape (B, H, W, C).
 
         Args:
-            key: Of the draws.
-            shape: Of the images.
-            number: 1 for the first view of the images, which has its own probabilities of blur and solarization.
+            key: Random key.
+            shape: Shape of the images.
+            number: Number of the view, from 1; the first has its own probabilities of blur and solarization.
 
         Returns:
-            box: int32 [B, 4], top, left, height and width of the crop in pixels.
-            flip: bool [B, 2], top and bottom, left and right.
-            jitter: bool [B].
-            factors: float32 [B, 3], of brightness, contrast and saturation; 1 without jitter.
-            order: int32 [B, 3], in which these three are applied.
-            before: int32 [B] in 0..3, how many of them come before the hue.
-            hue: int32 [B], the shift in 1/255 of the circle.
-            gray, solarize: bool [B].
-            sigma: float32 [B], of the blur in pixels; 0 for none.
+            A dict:
+            - box: int32 [B, 4], top, left, height and width of the crop in pixels.
+            - flip: bool [B, 2], vertically and horizontally.
+            - jitter: bool [B].
+            - factors: float32 [B, 3], of brightness, contrast and saturation; 1 without jitter.
+            - order: int32 [B, 3], the order in which these three are applied.
+            - before: int32 [B] in 0..3, the number of them that come before the hue.
+            - hue: int32 [B], the shift in 1/255 of the circle.
+            - gray, solarize: bool [B].
+            - sigma: float32 [B], of the blur in pixels; 0 for none.
         """
         batch, height, width, _ = shape
         uniform = jax.random.uniform(key, (batch, 15 + 2 * _ATTEMPTS))
@@ -105,9 +106,15 @@ class Distorted:
         }
 
     def _sides(self, area: jax.Array, ratio: jax.Array, height: int, width: int) -> jax.Array:
-        """Returns height and width of the first crop that fits, int32 [B, 2], from numbers in [0, 1), [B, attempts].
+        """Returns height and width, int32 [B, 2], of the first crop that fits into the image.
 
-        Where none does, it is the largest part of the image that has a ratio of 3/4 to 4/3.
+        If none fits, it is the largest part of the image that has a ratio of 3/4 to 4/3.
+
+        Args:
+            area: Uniform numbers in [0, 1), [B, attempts], for the area of each crop.
+            ratio: The same for its ratio of width to height.
+            height: Height of the image in pixels.
+            width: Width of the image in pixels.
         """
         least, greatest = self.scale
         area = (least + (greatest - least) * area) * height * width
@@ -140,9 +147,12 @@ class Distorted:
 
 
 def _enhance(planes: jax.Array, draws: dict[str, jax.Array], chosen: jax.Array) -> jax.Array:
-    """Returns planes int32 [B, C, H, W] after those changes of brightness, contrast and saturation that are chosen.
+    """Returns planes after the chosen changes of brightness, contrast and saturation.
 
-    chosen: bool [B, 3] or scalar, in the order in which each image has them.
+    Args:
+        planes: int32 [B, C, H, W].
+        draws: See `Distorted.draw`.
+        chosen: Which of the three to make, in the order of each image, bool [B, 3] or scalar.
     """
     order = draws['order']
     factors = jnp.where(chosen, jnp.take_along_axis(draws['factors'], order, axis=1), 1)
@@ -157,5 +167,5 @@ def _enhance(planes: jax.Array, draws: dict[str, jax.Array], chosen: jax.Array) 
 
 
 def _of_pixels(x: jax.Array) -> jax.Array:
-    """Returns numbers of images, [B], for planes, [B, 1, 1, 1]."""
+    """Returns a number per image, [B], as [B, 1, 1, 1], which broadcasts over planes."""
     return x[:, None, None, None]

@@ -1,13 +1,13 @@
-"""RandAugment's fourteen operations on a batch where each image has its own, computed as PIL computes them.
+"""RandAugment's fourteen operations on a batch in which each image has its own operation, computed as PIL does.
 
 Geometry is PIL's nearest sampling in 16.16 fixed point, colour PIL's truncating arithmetic on 0..255.
 
-Two ideas make it fast. A pixel is one number (pixels.py). And instead of computing every operation for every
-image and choosing afterwards, `apply` sorts the images by operation and loops over small chunks that share
-one, so an operation costs only the images that drew it.
+Two things make it fast. A pixel is one number (pixels.py). And `apply` does not compute every operation for every
+image: it sorts the images by operation and loops over small chunks with the same one, so an operation runs only on
+the images that drew it.
 
-Every operation gives the bits of Pillow 13, with two exceptions. AutoContrast: where a stretched level is an
-exact integer, PIL's double precision may end one below it (0.4 % of all cases). Rotate: where the source lies
+Every operation equals Pillow 13 bit for bit, with two exceptions. AutoContrast: where a stretched level is an
+exact integer, PIL's double precision may give the level below (0.4 % of all cases). Rotate: where the source lies
 on the edge of two pixels, float32 may choose the other one (about one pixel in a million).
 """
 
@@ -34,10 +34,10 @@ def apply(words: jax.Array, op: jax.Array, magnitude: jax.Array, channels: int, 
             in pixels, bits that Posterize keeps, Solarize's threshold in 0..256, enhancement factor; the
             others ignore it.
         channels: 1 or 3.
-        outside: The word for pixels that geometry pulls in from outside the image.
+        outside: The word for pixels that geometry takes from outside the image.
     """
     batch = len(words)
-    # About what one operation of fourteen gets: smaller chunks are more trips, larger ones more wasted work.
+    # About the share of one operation of fourteen: smaller chunks need more trips, larger ones waste more work.
     chunk = min(batch, max(8, batch // 16))
     order = jnp.argsort(-op)  # Identity, which is 0, comes last and is never visited.
     words, op, magnitude = words[order], op[order], magnitude[order]
@@ -142,19 +142,19 @@ def _auto_contrast(planes):
 def _equalize(planes):
     count, channels, _, _ = planes.shape
     index = planes + 256 * jnp.arange(count * channels).reshape(count, channels, 1, 1)
-    # All histograms in one flat array: scatter and gather are what costs, and this is their fastest form.
+    # All histograms in one flat array, which is the fastest form of the scatter and gather that dominate the cost.
     histogram = jnp.zeros(256 * count * channels, jnp.int32)
     histogram = histogram.at[index.reshape(-1)].add(1, mode='promise_in_bounds').reshape(-1, 256)
     darker = (jnp.cumsum(histogram, axis=1) - histogram).reshape(-1)
-    rank = darker.at[index].get(mode='promise_in_bounds')  # How many pixels are darker than this one.
+    rank = darker.at[index].get(mode='promise_in_bounds')  # number of pixels darker than this one
     step = jnp.max(rank, axis=(2, 3), keepdims=True) // 255
     equalized = jnp.minimum(divide(rank + step // 2, step), 255)
     return jnp.where(step > 0, equalized, planes)
 
 
 def blend(degenerate, planes, factor):
-    """Returns PIL's blend: degenerate at factor 0, planes at 1, extrapolated beyond, clipped, truncated."""
-    # The bound is never reached. It keeps the compiler from fusing product and sum, which PIL rounds each.
+    """Returns PIL's blend: degenerate at factor 0, planes at 1, extrapolated beyond 1, clipped and truncated."""
+    # The bound is never reached. It prevents the compiler from fusing product and sum, which PIL rounds separately.
     change = jnp.maximum(factor * (planes - degenerate), -1024)
     return jnp.clip(degenerate + change, 0, 255).astype(jnp.int32)
 
@@ -182,8 +182,8 @@ def _smooth(planes):
 
 
 def divide(dividend, divisor):
-    """Returns dividend // divisor of small integers >= 0 (0 // 0 is 0), in float32, which vectorizes.
+    """Returns dividend // divisor of small integers >= 0 (0 // 0 is 0), computed in float32, which vectorizes.
 
-    The half keeps exact multiples clear of the rounding of any hardware's division.
+    Adding one half makes exact multiples safe from the rounding of any hardware's division.
     """
     return ((dividend + 0.5) / jnp.maximum(divisor, 1)).astype(jnp.int32)

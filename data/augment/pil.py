@@ -1,8 +1,8 @@
-"""PIL's resize, hue shift and Gaussian blur, on a batch where each image has its own parameters.
+"""PIL's resize, hue shift and Gaussian blur, on a batch in which each image has its own parameters.
 
-All in integers, as PIL computes them for images of 8 bits, so they give the bits of Pillow 13. The exception is the
-blur: PIL gets the weights of its box from float32, and the last bit of one depends on how the device divides. It may
-move a pixel by one level.
+All are computed in integers, as PIL does for images of 8 bits, so they equal Pillow 13 bit for bit. The exception is
+the blur: PIL computes the weights of its box in float32, and their last bit depends on how the device divides. It may
+change a pixel by one level.
 """
 
 import jax
@@ -13,7 +13,7 @@ from jax import lax
 from data.augment import pixels
 from data.augment.ops import divide
 
-FILTERS = {'bilinear': 2, 'bicubic': 4}  # pixels that an enlarged one comes from, along an axis
+FILTERS = {'bilinear': 2, 'bicubic': 4}  # number of source pixels of an enlarged one, along an axis
 _BITS = 22  # of the fraction of a resize weight
 MAX_SIGMA = 2.0  # of the blur, in pixels: its boxes then reach less than _REACH pixels to each side
 _REACH = 2
@@ -21,14 +21,14 @@ _PASSES = 3  # box blurs that make a Gaussian one
 
 
 def resized_crop(words: jax.Array, box: jax.Array, flip: jax.Array, channels: int, interpolation: str) -> jax.Array:
-    """Returns a part of each image, brought to its size and then mirrored where it says so, int32 [B, C, H, W].
+    """Returns a part of each image, resized to the size of the image and then mirrored, int32 [B, C, H, W].
 
     Args:
         words: int32 [B, H, W], see pixels.py.
         box: int32 [B, 4], top, left, height and width of the part in pixels.
-        flip: bool [B, 2], top and bottom, left and right.
+        flip: bool [B, 2], whether to mirror it vertically and horizontally.
         channels: 1 or 3.
-        interpolation: One of FILTERS. A part is never larger than the image, so nothing is antialiased.
+        interpolation: One of FILTERS. A part is never larger than the image, so no antialiasing is needed.
     """
     for axis in (2, 1):  # PIL resizes rows first and rounds in between.
         size = words.shape[axis]
@@ -46,11 +46,15 @@ def resized_crop(words: jax.Array, box: jax.Array, flip: jax.Array, channels: in
 
 
 def _enlarge(size: int, interpolation: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns how PIL brings 1 to `size` pixels to `size`.
+    """Returns the weights with which PIL resizes up to `size` pixels to `size` pixels.
+
+    Args:
+        size: Number of pixels after resizing.
+        interpolation: One of FILTERS.
 
     Returns:
-        First source pixel of each pixel, int32 [size + 1, size], and the weights of that and the following ones, in
-        units of 2^-22, int32 [size + 1, size, taps]. The first axis is the number of pixels that there are.
+        The first source pixel of each pixel, int32 [size + 1, size], and the weights of that and the following ones, in
+        units of 2^-22, int32 [size + 1, size, taps]. The first axis is the number of pixels before resizing.
     """
     taps = FILTERS[interpolation]
     there = np.maximum(np.arange(size + 1), 1)[:, None, None]
@@ -71,9 +75,11 @@ def _enlarge(size: int, interpolation: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shift_hue(planes: jax.Array, shift: jax.Array) -> jax.Array:
-    """Returns planes int32 [B, 3, H, W] after PIL's ways to HSV, a shift of the hue and back.
+    """Returns planes converted to HSV, shifted in hue and converted back, as PIL does.
 
-    shift: int32 [B], of a hue that has 256 levels. 0 is not the identity: HSV has fewer colours than RGB.
+    Args:
+        planes: int32 [B, 3, H, W].
+        shift: int32 [B], in levels of the hue, which has 256. 0 is not the identity: HSV has fewer colours than RGB.
     """
     red, green, blue = planes[:, 0], planes[:, 1], planes[:, 2]
     high = planes.max(1)
@@ -97,7 +103,7 @@ def shift_hue(planes: jax.Array, shift: jax.Array) -> jax.Array:
 
 
 def _short_hues() -> np.ndarray:
-    """Returns at which levels of the hue an exact integer ends one below, in PIL's mixture of float32 and double."""
+    """Returns the hue levels at which PIL's mixture of float32 and double gives one less than an exact integer."""
     level = np.arange(256)
     sector = (level + 42) // 85 * 2  # the primary colour that is nearest, in sixths of a turn
     difference = (2 * level - 85 * sector) / 85
@@ -110,7 +116,7 @@ def _short_hues() -> np.ndarray:
 def gaussian_blur(planes: jax.Array, sigma: jax.Array) -> jax.Array:
     """Returns planes int32 [B, C, H, W] after a Gaussian blur of standard deviation sigma, [B], in 0..MAX_SIGMA.
 
-    As PIL's, three extended box blurs along each axis (Gwosdek et al. 2011), rounded after each.
+    As in PIL it is three extended box blurs along each axis (Gwosdek et al. 2011), with rounding after each.
     """
     variance = jnp.square(sigma) / _PASSES
     whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
@@ -122,7 +128,7 @@ def gaussian_blur(planes: jax.Array, sigma: jax.Array) -> jax.Array:
     weights = jnp.where(distance <= whole, inside, jnp.where(distance == whole + 1, edge, 0))
 
     def box(lines, _):
-        """Blurs along the first axis. The images come last: what is added lies side by side, and so do weights."""
+        """Blurs along the first axis. Images are the last axis, so that summands and weights are contiguous."""
         size = len(lines)
         padded = jnp.concatenate([lines[:1]] * _REACH + [lines] + [lines[-1:]] * _REACH)
         total = 2**23 + lines * weights[0]

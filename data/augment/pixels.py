@@ -1,6 +1,6 @@
-"""How a batch is held while it is augmented: one int32 a pixel, red | green << 8 | blue << 16 | opaque << 24.
+"""The format of a batch during augmentation: one int32 per pixel, red | green << 8 | blue << 16 | opaque << 24.
 
-Moving a pixel is then a gather of one number instead of three, and an image a plain [H, W] array, which
+Moving a pixel is then a gather of one number instead of three, and an image is a plain [H, W] array, which
 vectorizes. Grey images use the lowest byte only. Opaque is PIL's alpha channel as one bit.
 """
 
@@ -12,7 +12,11 @@ OPAQUE = 1 << 24  # Also opaque black.
 
 
 def pack(images: jax.Array) -> jax.Array:
-    """Returns uint8 images [B, H, W, C] as opaque words [B, H, W]. Raises ValueError unless C is 1 or 3."""
+    """Returns uint8 images [B, H, W, C] as opaque words [B, H, W].
+
+    Raises:
+        ValueError: C is neither 1 nor 3.
+    """
     if images.shape[-1] not in (1, 3):
         raise ValueError(f'Images must have 1 or 3 channels, not shape {images.shape}.')
     return join(jnp.moveaxis(images, -1, 1).astype(jnp.int32), OPAQUE)

@@ -1,4 +1,4 @@
-"""The strong view: RandAugment and Cutout in the two forms that published results were obtained with."""
+"""The strong view: RandAugment and Cutout, in the two variants of published results."""
 
 import dataclasses
 
@@ -12,31 +12,32 @@ from data.augment.ops import OPS
 from data.augment.weak import Weak
 from errors import UserError, check_range, unknown
 
-_SLOTS = {'google': 2, 'torchssl': 3}  # Operations an image gets, drawn with replacement.
-_LEVELS = (*range(-9, 0), *range(1, 10))  # google's integer levels, with the sign that geometry takes.
-_CIFAR10_MEAN = (125, 123, 114)  # What torchssl fills its cutout with, on every data set.
+_SLOTS = {'google': 2, 'torchssl': 3}  # number of operations per image, drawn with replacement
+_LEVELS = (*range(-9, 0), *range(1, 10))  # google's integer levels, with the sign for geometry
+_CIFAR10_MEAN = (125, 123, 114)  # the colour of torchssl's cutout, on every data set
 
 
 @dataclasses.dataclass(frozen=True)
 class Strong:
     """The weak view, then random operations (RandAugment, arXiv:1909.13719), then Cutout (arXiv:1708.04552).
 
-    protocol is one of
-    - google, the official code of FixMatch (arXiv:2001.07685, its `d.d.rac`): 2 operations, each applied with
+    The protocol is one of
+
+    - 'google', the official code of FixMatch (arXiv:2001.07685, its `d.d.rac`): 2 operations, each applied with
       probability 1/2, at an integer level of 1..9, then a square cutout around a uniform pixel. The cutout is
-      grey (0.5), and so are pixels pulled in from outside, unless a later operation made them opaque.
-    - torchssl, TorchSSL and USB: 3 operations, always applied, at a continuous magnitude, then a cutout up to
-      half as wide as the image, in CIFAR-10's mean colour. Pixels pulled in from outside are black.
+      grey (0.5), and so are pixels from outside the image, unless a later operation made them opaque.
+    - 'torchssl', TorchSSL and USB: 3 operations, always applied, at a continuous magnitude, then a cutout up to
+      half as wide as the image, in CIFAR-10's mean colour. Pixels from outside the image are black.
     """
 
-    flip: bool = True  # As in Weak.
-    vertical_flip: bool = False  # As in Weak.
-    pad: int = 4  # As in Weak.
-    min_area: float = 0.0  # As in Weak.
+    flip: bool = True  # as in Weak
+    vertical_flip: bool = False  # as in Weak
+    pad: int = 4  # as in Weak
+    min_area: float = 0.0  # as in Weak
     protocol: str = 'google'
-    translate: int = 10  # google: translation at level 10, in pixels.
-    cutout: int = 16  # google: side of the cutout, in pixels.
-    ops: tuple[str, ...] = OPS  # The pool that operations are drawn from.
+    translate: int = 10  # google: translation at level 10, in pixels
+    cutout: int = 16  # google: side of the cutout, in pixels
+    ops: tuple[str, ...] = OPS  # the operations to draw from
 
     def __post_init__(self):
         check_range('data.strong.translate', self.translate, 0)
@@ -58,13 +59,15 @@ class Strong:
         """Returns the random choices for images of shape (B, H, W, C).
 
         Returns:
-            weak: the draws of Weak.
-            op: int32 [B, 2 or 3], index into OPS; Identity where google's coin says no.
-            magnitude: float32 [B, 2 or 3], in the units of ops.apply.
-            centre, side: float32 [B, 2] (y, x) and [B], the cutout in pixels.
+            A dict:
+            - weak: The draws of Weak.
+            - op: int32 [B, 2 or 3], index into OPS; Identity where google skips the operation.
+            - magnitude: float32 [B, 2 or 3], in the units of ops.apply.
+            - centre: float32 [B, 2], (y, x) of the cutout in pixels.
+            - side: float32 [B], of the cutout in pixels.
 
         Raises:
-            UserError: As Weak.draw does.
+            UserError: As in Weak.draw.
         """
         del number
         batch, height, width, _ = shape
@@ -141,7 +144,7 @@ def _torchssl_bounds(height: int, width: int) -> jax.Array:
 
 
 def _table(rows: dict) -> jax.Array:
-    """Returns the rows in the order of OPS. An operation without a magnitude ignores it: any row will do."""
+    """Returns the rows in the order of OPS. Operations without a magnitude ignore their row, so it may be any."""
     return jnp.asarray([rows.get(name, rows['Rotate']) for name in OPS], jnp.float32)
 
 

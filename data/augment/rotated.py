@@ -11,19 +11,19 @@ from errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Rotated:
-    """The weak view in `copies` rotations, counterclockwise by 0, 90, 180 and 270 degrees in turn.
+    """The weak view in `copies` rotations, counterclockwise by 0, 90, 180 and 270 degrees.
 
     With 4 copies (RotNet, Gidaris et al. 2018, arXiv:1803.07728) image i gives the images 4 i to 4 i + 3; with 1,
     image i is turned by 90 degrees (i % 4) times, and its place in the batch is random. Either way image j of the
     view is turned j % 4 times.
     """
 
-    flip: bool = True  # As in Weak.
-    vertical_flip: bool = False  # As in Weak.
-    pad: int = 4  # As in Weak.
-    min_area: float = 0.0  # As in Weak.
-    last: bool = True  # Turn after every other augmentation, so that nothing but the content gives it away.
-    copies: int = 4  # of each image, or 1
+    flip: bool = True  # as in Weak
+    vertical_flip: bool = False  # as in Weak
+    pad: int = 4  # as in Weak
+    min_area: float = 0.0  # as in Weak
+    last: bool = True  # turn after every other augmentation, so that no artefact of augmentation reveals the rotation
+    copies: int = 4  # of each image: 4 or 1
 
     def __post_init__(self):
         if self.copies not in (1, 4):
@@ -37,7 +37,7 @@ class Rotated:
     def draw(self, key: jax.Array, shape: tuple[int, ...], number: int = 1) -> dict:
         """Returns turns, int32 [B, copies], and the draws of Weak, for images of shape (B, S, S, C).
 
-        Each image has one draw where the rotation comes last, and each of its copies has one where it comes first.
+        There is one draw for each image if the rotation comes last, and one for each copy if it comes first.
 
         Raises:
             UserError: Images are not square.
@@ -60,6 +60,11 @@ class Rotated:
 
 
 def rotate(images: jax.Array, turns: jax.Array) -> jax.Array:
-    """Square images `[n, S, S, C]`, each turned counterclockwise by 90 degrees `turns` times, int `[n]` in 0..3."""
+    """Turns each square image counterclockwise by multiples of 90 degrees.
+
+    Args:
+        images: `[n, S, S, C]`.
+        turns: How many times 90 degrees, int `[n]` in 0..3.
+    """
     turned = jnp.stack([jnp.rot90(images, k, axes=(1, 2)) for k in range(4)])
     return turned[turns, jnp.arange(len(images))]

@@ -14,8 +14,8 @@ class Weak:
     """Flip and reflect-padded crop, the weak augmentation of FixMatch (arXiv:2001.07685, 2.3).
 
     With a min_area it is the random crop of ImageNet training instead (Szegedy et al. 2015, arXiv:1409.4842,
-    section 6): a part of the image with min_area to 1 of its area and sides in a proportion of 3/4 to 4/3, brought to
-    the size of the image. Sides longer than the image's are cut to that, where torchvision would draw again.
+    section 6): a part of the image with min_area to 1 of its area and sides in a proportion of 3/4 to 4/3, resized to
+    the size of the image. Sides longer than the image's are clipped to those; torchvision would draw again.
     """
 
     flip: bool = True  # mirror left and right with probability 1/2
@@ -31,13 +31,14 @@ class Weak:
         """Returns the random choices for images of shape (B, H, W, C).
 
         Returns:
-            flip: bool [B].
-            top, left: int32 [B] in 0..2*pad, the crop in the padded image.
-            vertical_flip: bool [B], where there is such a flip.
-            box: float32 [B, 4], top, left, height and width of the crop in pixels, where there is a min_area.
+            A dict:
+            - flip: bool [B].
+            - vertical_flip: bool [B], if the setting is on.
+            - top, left: int32 [B] in 0..2*pad, the corner of the crop in the padded image; unused with min_area.
+            - box: float32 [B, 4], top, left, height and width of the crop in pixels, if there is a min_area.
 
         Raises:
-            UserError: pad is not less than H and W: reflection has nothing more to show.
+            UserError: pad is not less than H and W, beyond which there is nothing to reflect.
         """
         del number
         batch, height, width, _ = shape
@@ -82,7 +83,7 @@ class Weak:
 
 
 def _crop(box: jax.Array, image: jax.Array) -> jax.Array:
-    """Returns the part of an image that box [4] says, bilinearly (antialiased) brought to its size, in its type."""
+    """Returns the part `box`, [4], of an image, resized to the image's size (bilinear, antialiased), in its type."""
     corner, sides = box[:2], box[2:]
     scale = jnp.asarray(image.shape[:2]) / sides
     crop = jax.image.scale_and_translate(
@@ -92,6 +93,6 @@ def _crop(box: jax.Array, image: jax.Array) -> jax.Array:
 
 
 def _reflect(index: jax.Array, size: int) -> jax.Array:
-    """Returns the index inside 0..size-1 that one reflection at the border (not repeating it) leads to."""
+    """Returns the index in 0..size-1 after one reflection at the border, which is not repeated."""
     last = size - 1
     return last - jnp.abs(last - jnp.abs(index))

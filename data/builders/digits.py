@@ -18,7 +18,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version('1.0.0')
-    url_infos = None  # There is no URL; and looking for one needs importlib_resources (tfds issue 11212).
+    url_infos = None  # There is no URL, and looking for one needs importlib_resources (tfds issue 11212).
 
     def _info(self):
         return info.of_digits(

@@ -9,7 +9,7 @@ from data.builders.digits import Digits
 from data.sampler import permutation
 
 SIDE = 8
-REDUCTION = 4  # A patch of 8x8 pixels shows 32x32 of the original ones: petals, roofs, edges.
+REDUCTION = 4  # A patch of 8x8 pixels shows 32x32 of the original ones, enough for petals, roofs and edges.
 STRIPE, TRAINING = 30, 21  # Of the pixels of a reduced photograph's width, the first 21 of every 30 are for training.
 
 
@@ -18,11 +18,11 @@ class DigitsM(Digits):
 
     Image uint8 [8, 8, 3], label 0..9. The digits of each split are those of `digits`, in the same order. Patches are
     8x8 pixels of the two photographs in scikit-learn (china.jpg and flower.jpg), which are first made REDUCTION
-    times smaller by averaging. For training and for testing they lie in alternating vertical stripes, so test
-    backgrounds are unseen and of the same kind. Each is used at most once; which one is drawn with seed 0.
+    times smaller by averaging. Patches for training and for testing are from alternating vertical stripes, so test
+    backgrounds are new but of the same kind. Each patch is used at most once, in an order drawn with seed 0.
 
-    SVC(C=10) of scikit-learn on pixels, digits in three channels: trained on digits it has 98.6 % of digits' test
-    part right and 54.4 % of this one; trained on this one, 89.4 %.
+    Accuracy of scikit-learn's SVC(C=10) on pixels, with digits in three channels: trained on digits, 98.6 % on its test
+    part and 54.4 % on that of digits_m; trained on digits_m, 89.4 %.
     """
 
     VERSION = tfds.core.Version('1.0.0')
@@ -47,7 +47,7 @@ class DigitsM(Digits):
 
 
 def _patches(split: str) -> np.ndarray:
-    """Returns every patch of the photographs' parts for that split, uint8 [N, 8, 8, 3]."""
+    """Returns all patches of the stripes for a split, uint8 [N, 8, 8, 3]."""
     from sklearn.datasets import load_sample_images  # Slow to import and needed once.
 
     parts = []

@@ -12,12 +12,12 @@ from errors import UserError
 MAX_LISTED = 20
 
 
-@dataclasses.dataclass(eq=False)  # As tfds's own: they are keys of dicts.
+@dataclasses.dataclass(eq=False)  # Like those of tfds, which uses configs as keys of dicts.
 class Domain(tfds.core.BuilderConfig):
     """One domain.
 
     Attributes:
-        path: Where the folders of its classes are, below the folder of the data set.
+        path: Folder of its class folders, relative to the folder of the data set.
         count: Number of images.
     """
 
@@ -26,15 +26,15 @@ class Domain(tfds.core.BuilderConfig):
 
 
 class FromFolders(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """A domain is a config, with one split, 'train', in tfds's own, shuffled, order.
+    """Base of the builders. A domain is a config, with one split, 'train', in tfds's own, shuffled, order.
 
-    Image uint8 [H, W, 3] of various sizes (the files as they are), label: the class, by the names of the folders in
-    the order of their code points. Hidden files and folders are left out. Needs no TensorFlow.
+    Images are uint8 [H, W, 3] of various sizes (the files as they are). Labels number the class folders by their names,
+    in the order of code points. Hidden files and folders are ignored. Needs no TensorFlow.
 
     Attributes:
-        NUM_CLASSES: Number of classes, the same ones in every domain.
-        PAGE: Web page that has the images.
-        folder: pathlib.Path of the folder in which the paths of the domains are.
+        NUM_CLASSES: Number of classes, which are the same in every domain.
+        PAGE: Web page of the images.
+        folder: pathlib.Path of the folder that the domains' paths are relative to.
     """
 
     VERSION = tfds.core.Version('1.0.0')
@@ -134,6 +134,6 @@ def _readable(path: pathlib.Path) -> bool:
     try:
         with Image.open(path) as image:
             image.load()
-    except Exception:  # Pillow has many types for what may be wrong with a file.
+    except Exception:  # Pillow raises many types for damaged files.
         return False
     return True

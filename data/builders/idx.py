@@ -1,7 +1,7 @@
 """MNIST and its drop-in replacements from their four original files, without TensorFlow.
 
-What is written equals what tfds writes (same features, version and order of examples), so it does not matter
-which way a data set was prepared.
+The result equals that of tfds (same features, version and order of examples), so it does not matter which of the two
+prepared a data set.
 """
 
 import gzip
@@ -27,12 +27,12 @@ def builder(name: str, folder: pathlib.Path, data_dir: str) -> tfds.core.Dataset
 
     Args:
         name: One of NAMES.
-        folder: Has train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and
+        folder: Folder with train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and
             t10k-labels-idx1-ubyte, each plain or .gz, with '-' or '.' before 'idx'.
         data_dir: tfds data folder to write to.
 
     Raises:
-        UserError: A file is missing, damaged, or no such file.
+        UserError: A file is missing, damaged, or of another format.
     """
     return from_arrays(name, {split: _read_part(folder, part) for split, part in PARTS.items()}, data_dir)
 
@@ -40,11 +40,11 @@ def builder(name: str, folder: pathlib.Path, data_dir: str) -> tfds.core.Dataset
 def from_arrays(
     name: str, splits: Mapping[str, tuple[np.ndarray, np.ndarray]], data_dir: str
 ) -> tfds.core.DatasetBuilder:
-    """Returns a tfds builder that prepares a data set of tfds from arrays instead of from its downloads.
+    """Returns a tfds builder that prepares a data set of tfds from arrays instead of downloads.
 
     Args:
         name: A data set of tfds with the features 'image' (a tfds Image) and 'label'.
-        splits: Split name -> images uint8 [N, H, W, C] with C 1 or 3, labels int [N].
+        splits: {split: (images, uint8 [N, H, W, C] with C 1 or 3, labels, int [N])}.
         data_dir: tfds data folder to write to.
     """
 
@@ -55,7 +55,7 @@ def from_arrays(
             return {split: self._generate_examples(*arrays) for split, arrays in splits.items()}
 
         def _generate_examples(self, images, labels):
-            # tfds orders examples by a hash of this key; it is tfds's own key, hence the same order.
+            # tfds orders examples by a hash of this key. It is the key that tfds uses, hence the same order.
             for i, (image, label) in enumerate(zip(images, labels, strict=True)):
                 yield i, {'image': _png(image), 'label': int(label)}
 
@@ -64,7 +64,7 @@ def from_arrays(
 
 
 def _png(image: np.ndarray) -> bytes:
-    # tfds takes encoded bytes as they are; an array would go through TensorFlow.
+    # tfds stores encoded bytes as they are; it would encode an array with TensorFlow.
     file = io.BytesIO()
     Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(file, 'png')
     return file.getvalue()

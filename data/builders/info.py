@@ -1,11 +1,11 @@
-"""What our builders of digits say of themselves to tfds."""
+"""Metadata that the builders of digits share."""
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 
 def of_digits(builder, shape: tuple[int, int, int], description: str, homepage: str) -> tfds.core.DatasetInfo:
-    """Returns the description of a data set of digits: image uint8 `shape`, label 0..9."""
+    """Returns the metadata of a data set of digits: image uint8 `shape`, label 0..9."""
     return tfds.core.DatasetInfo(
         builder=builder,
         description=description,

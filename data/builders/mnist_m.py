@@ -17,7 +17,7 @@ from errors import UserError, first_line
 ARCHIVE = 'BSR_bsds500.tgz'
 PAGE = 'https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/resources.html'
 MEMBERS = re.compile(r'(?:\./)?BSR/BSDS500/data/images/(train|test)/\d+\.jpg')
-NUM_PHOTOGRAPHS = 200  # In each of the two parts.
+NUM_PHOTOGRAPHS = 200  # in each of the two parts
 SIDE = 28
 
 
@@ -26,13 +26,13 @@ class MnistM(tfds.core.GeneratorBasedBuilder):
 
     Image uint8 [28, 28, 3], label 0..9, 60,000 for training and 10,000 for testing: the digits of MNIST, blended
     with patches of 28x28 pixels of BSDS500's photographs, its train part for training and its test part for
-    testing; each photograph is used equally often. The paper says no more than that. So this is not, pixel for
-    pixel, the set that its authors publish, whose patches nobody can draw again. Nor is it that of the script
-    create_mnistm.py (pumpikano/tf-dann), which many papers use: that one makes digits black and white before it
-    blends them, and takes photographs of the train part for test digits too.
+    testing; each photograph is used equally often. The paper says no more than that. So this set does not equal, pixel
+    for pixel, that of the authors, whose random patches cannot be reproduced. Nor does it equal that of the script
+    create_mnistm.py (pumpikano/tf-dann), which many papers use: the script makes digits black and white before it
+    blends them, and uses photographs of the train part for test digits, too.
 
-    We know of no published checksum of the photographs' archive. They are counted, and the SHA-256 of the archive
-    that was used is recorded: `info.metadata['sha256']`, in metadata.json beside the data.
+    There is no published checksum of the photographs' archive that we know of. The builder counts the photographs and
+    records the SHA-256 of the archive: `info.metadata['sha256']`, in metadata.json beside the data.
 
     Needs no TensorFlow.
 

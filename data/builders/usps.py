@@ -25,7 +25,7 @@ class Usps(tfds.core.GeneratorBasedBuilder):
     which the files call 1..10. Needs no TensorFlow.
 
     Attributes:
-        folder: pathlib.Path of the folder that has the files; None downloads them.
+        folder: pathlib.Path of the folder with the files; None to download them.
     """
 
     VERSION = tfds.core.Version('1.0.0')
@@ -47,7 +47,11 @@ class Usps(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(raw) for split, raw in parts.items()}
 
     def _read(self, name, md5):
-        """Returns the content of a file of FILES. Raises UserError: absent, no connection, another MD5."""
+        """Returns the content of a file of FILES.
+
+        Raises:
+            UserError: The file is missing, cannot be downloaded, or has another MD5.
+        """
         try:
             if self.folder:
                 raw = (self.folder / name).read_bytes()
