@@ -110,7 +110,7 @@ def cells(table: Mapping[str, Any], rule: str) -> dict[Key, Cell]:
 
 
 def usual_devices(table: Mapping[str, Any]) -> int:
-    """Returns the number of devices that most runs were made on, the smaller one of two equally frequent; 0 for none."""
+    """Returns the number of devices that most runs were made on, the smaller of two equally frequent; 0 for none."""
     numbers = sorted(run['devices'] for entry in table['cells'] for run in entry['runs'] if 'devices' in run)
     return statistics.mode(numbers) if numbers else 0
 
