@@ -1,5 +1,6 @@
 """The pages say what is true of the code: links, commands, names of configs and settings."""
 
+import ast
 import concurrent.futures
 import importlib.util
 import json

@@ -15,11 +15,12 @@ COLUMNS = {
     for name, (data, numbers) in DATA.items()
     for labels in numbers
 }
+_DIGITS = tuple(column for column in COLUMNS if column.startswith('Digits'))
 ROWS: dict[str, dict] = {
     'Random weights': {'config': 'rotation', 'start': 'random'},
     'Rotation': {'config': 'rotation'},
     **{
-        name: {'config': 'rotation', 'arg': f'method={name.lower().replace(" ", "_")}'}
+        name: {'config': 'rotation', 'arg': f'method={name.lower().replace(" ", "_")}', 'columns': _DIGITS}
         for name in ('SimCLR', 'SimSiam', 'BYOL', 'Barlow Twins', 'VICReg')
     },
 }
