@@ -37,11 +37,13 @@ def make(name: str) -> Method:
     return methods.create(name, let_through(name))
 
 
-def warm_state(method: Method, inputs: Inputs):
+@functools.cache
+def warm_state(method: Method):
     """Returns the state after two steps and, where there are rounds, the beginning of the second."""
     state = jax.tree.map(jnp.asarray, method.init_state(fakes.SPEC))
     for seed in (11, 12):
-        state = method.loss(fakes.inputs(method, seed=seed), state).state
+        inputs = fakes.inputs(method, seed=seed)
+        state = jax.jit(lambda state, inputs=inputs: method.loss(inputs, state).state)(state)
     p = jax.nn.softmax(jax.random.normal(jax.random.key(0), (fakes.SPEC.num_unlabeled, fakes.NUM_CLASSES)) * 3)
     return method.relabel(state, p, jnp.int32(1))
 
@@ -66,14 +68,14 @@ def gradient(method: Method, inputs: Inputs, state, which: str = 'params'):
             changed = dataclasses.replace(changed, outputs=outputs)
         return method.loss(changed, state).loss
 
-    return jax.grad(loss)(getattr(inputs, which))
+    return jax.jit(jax.grad(loss))(getattr(inputs, which))  # operation by operation takes longer to compile
 
 
 @pytest.mark.parametrize('name', UNLABELED)
 def test_unlabeled_images_give_a_finite_gradient_that_is_not_zero(name):
     method = make(name)
     inputs = without_labeled_images(method)
-    found = jax.tree.leaves(gradient(method, inputs, warm_state(method, inputs)))
+    found = jax.tree.leaves(gradient(method, inputs, warm_state(method)))
     assert all(np.all(np.isfinite(leaf)) for leaf in found)
     assert any(np.any(leaf != 0) for leaf in found)
 
@@ -83,7 +85,7 @@ def test_unlabeled_images_give_a_finite_gradient_that_is_not_zero(name):
 def test_gradient_is_finite_for_a_network_that_knows_nothing_or_is_certain(name, scale):
     method = make(name)
     inputs = fakes.inputs(method, scale=scale)
-    for leaf in jax.tree.leaves(gradient(method, inputs, warm_state(method, inputs))):
+    for leaf in jax.tree.leaves(gradient(method, inputs, warm_state(method))):
         assert np.all(np.isfinite(leaf))
 
 
@@ -92,7 +94,7 @@ def test_teacher_gets_no_gradient(name):
     method = make(name)
     inputs = fakes.inputs(method)
     assert all(
-        not np.any(g) for g in jax.tree.leaves(gradient(method, inputs, warm_state(method, inputs), 'ema_params'))
+        not np.any(g) for g in jax.tree.leaves(gradient(method, inputs, warm_state(method), 'ema_params'))
     )
 
 
