@@ -32,7 +32,8 @@ class Delta(Method):
     statistics stay those of the pretrained network.
 
     Without attention all values of a map are added up, not divided by h w either (authors and TLlib, 'fea_map'). With
-    it is what the paper calls DELTA, and TLlib's default. In neither code has DELTA a weight decay beside beta.
+    it is what the paper calls DELTA, and TLlib's default. TLlib measures ten batches, after training the backbone with
+    the classifier. In neither code has DELTA a weight decay beside beta.
     """
 
     alpha: float = 0.01  # factor of the distance
