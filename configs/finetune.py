@@ -119,8 +119,8 @@ def get_config(arg: str = '') -> ConfigDict:
         )
     config.update_from_flattened_dict(changes)
     if strategy == 'delta':
-        # The authors' .01 is for batches of 64. On 64x64 pixels the running statistics of the pretrained network fit so
-        # badly that the maps are far apart from the first step on, and its training diverges (docs/pretrained.md).
+        # The authors' .01 is for batches of 64. With the small settings the maps in training and in evaluation are far
+        # apart before anything has moved, and that strength diverges (docs/pretrained.md).
         config.methods.delta.alpha = 0.0004 if data.small else 0.64 / config.batch_size
     if strategy == 'unfreeze':
         config.optimizer.unfreeze_step = config.steps // 4

@@ -33,8 +33,8 @@ class Delta(Method):
     stay those of the pretrained network.
 
     Without attention the squared differences of a map are summed without division by h w (the authors' and TLlib's
-    'fea_map'). The paper's DELTA, and TLlib's default, is the one with attention. Neither code has a weight decay
-    beside beta.
+    'fea_map'). The paper's DELTA, and TLlib's default, is the one with attention; TLlib measures
+    ten batches, after training the backbone with the classifier. Neither code has a weight decay beside beta.
     """
 
     alpha: float = 0.01  # factor of the distance

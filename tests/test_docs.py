@@ -96,7 +96,12 @@ def has(config, name: str) -> bool:
 @pytest.fixture(scope='module')
 def all_settings() -> list:
     """Returns configs that together have every setting that a page may name without a command."""
-    paths = ['configs/tables/digits.py', 'configs/finetune.py:digits', 'configs/rotation.py', 'configs/dann.py']
+    paths = [
+        'configs/tables/digits.py',
+        'configs/finetune.py:digits,strategy=delta',
+        'configs/rotation.py',
+        'configs/dann.py',
+    ]
     return [get_config(path) for path in [*paths, *(f'configs/{path.name}' for path in ROOT.glob('configs/[e-v]*.py'))]]
 
 
