@@ -89,6 +89,12 @@ class DataSet:
         """Number of labels where none is asked for."""
         return 20 if 20 % self.classes == 0 else 4 * self.classes
 
+    @property
+    def summary(self) -> str:
+        """Classes and images, for people to read."""
+        size = f'{self.size}x{self.size} pixels, ' if self.size else ''
+        return f'{self.classes} classes, {size}{"gray" if self.channels == 1 else "RGB"}'
+
     def least_crop(self, published: float) -> float:
         """Returns the least area of a random crop, as a fraction of the image: the published one, if it shows enough.
 
@@ -167,6 +173,8 @@ def assumed(settings: Settings) -> str:
     recipe = MINUTES_OF_ADAPTATION.settings if adapts else MINUTES
     follows = {**records[0].settings, 'data.labels': records[0].labels, 'steps': recipe['steps']}
     del follows['data.name']
+    if records[0].size:
+        del follows['data.image_size']
     values, without_effect = dataclasses.asdict(settings), idle(settings).keys()
     agreed = [
         f'{name}={value}'
@@ -174,8 +182,8 @@ def assumed(settings: Settings) -> str:
         if functools.reduce(operator.getitem, name.split('.'), values) == value
         and not without_effect & {name, name.rpartition('.')[0]}
     ]
-    images = (f'{r.name} ({r.classes} classes, {"gray" if r.channels == 1 else "RGB"})' for r in records)
-    return f'{" and ".join(images)}: no recipe in configs/data_sets.py, assumed {", ".join(agreed)}'
+    images = ' and '.join(f'{record.name} ({record.summary})' for record in records)
+    return f'{images}: no recipe in configs/data_sets.py, assumed {", ".join(agreed)}'
 
 
 def _recorded(name: str) -> DataSet | None:
@@ -267,7 +275,6 @@ def _tllib(
 
 _DIGITS_IMAGES = {
     'batch_size': 128,
-    'data.weak.flip': False,
     'data.weak.pad': 0,
     'eval_steps': 2500,
     'checkpoint_steps': 2500,

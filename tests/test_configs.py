@@ -22,6 +22,7 @@ from errors import UserError
 from methods.base import DataSpec
 from train import settings as settings_lib
 from train import step as step_lib
+from train import transfer
 from train.streams import Streams
 
 CONFIGS = {name: importlib.import_module(f'configs.{name}') for name in conftest.CONFIGS}
@@ -433,12 +434,17 @@ def test_of_several_methods_each_has_its_own_hyperparameters_and_none_the_others
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
-    """Sets a data folder. Returns a function: (name, shape of an image, classes, splits) -> prepares a data set."""
+    """Sets a data folder. Returns a function that prepares a data set in it.
+
+    Its arguments: name, shape of an image, number of classes, {split: images of a class}, the first class with images.
+    """
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
 
-    def prepare(name, shape, classes, splits=('train', 'test')):
-        images = np.random.default_rng(0).integers(0, 256, (8 * classes, *shape), np.uint8)
-        content = {split: (images, np.arange(8 * classes) % classes) for split in splits}
+    def prepare(name, shape, classes, splits=None, first=0):
+        content = {}
+        for split, number in (splits or {'train': 8, 'test': 8}).items():
+            labels = np.repeat(np.arange(first, classes), number)
+            content[split] = np.random.default_rng(0).integers(0, 256, (len(labels), *shape), np.uint8), labels
         datasets.write(idx.from_arrays(name, content, str(tmp_path)))
 
     return prepare
@@ -447,33 +453,107 @@ def prepared(tmp_path, monkeypatch):
 def test_a_prepared_data_set_needs_no_record(prepared):
     prepared('kmnist', (28, 28, 1), 10)
     assert data_sets.get('kmnist') == dataclasses.replace(
-        data_sets.get('mnist'), name='kmnist', train=80, turned=True, adaptation=None
+        data_sets.get('mnist'), name='kmnist', train=80, turned=True, label_protocol='proportional', adaptation=None
     )
     config = fixmatch.get_config('kmnist,labels=40')
     mnist = fixmatch.get_config('mnist,labels=40').unlock()
-    mnist.data.name = 'kmnist'
+    mnist.data.update(name='kmnist', label_protocol='proportional')
     assert config.to_dict() == mnist.to_dict()
     expected = {'weak.pad': 3, 'weak.flip': False, 'strong.cutout': 14, 'strong.translate': 9, 'mean': (0.5,)}
-    flat = ml_collections.ConfigDict(config.data)
-    for key, value in expected.items():
-        node = flat
-        for part in key.split('.'):
-            node = node[part]
-        assert node == value, key
+    assert expected.items() <= flat(config.data.to_dict()).items()
+
+
+# {name: (shape of an image, {split: images of a class}, first class with images)}
+UNUSUAL = {
+    'kmnist': ((28, 28, 1), {'train': 8, 'test': 8}, 1),  # as emnist/letters, whose class 0 is empty
+    'tf_flowers': ((40, 50, 3), {'train': 8}, 0),
+    'cifar10_corrupted': ((32, 32, 3), {'extra': 2, 'test': 8}, 0),  # no training images
+}
+
+
+@pytest.mark.parametrize('name', UNUSUAL)
+def test_every_config_takes_any_prepared_data_set(name, prepared):
+    shape, splits, first = UNUSUAL[name]
+    classes = 5 if name == 'tf_flowers' else 10
+    prepared(name, shape, classes, splits, first)
+    for module in CONFIGS.values():
+        arg = f'{name},target={name}' if module is dann else name
+        assert data_sets.assumed(settings_lib.from_config(module.get_config(arg))).startswith(f'{name} ({classes} ')
+    pair = f'{name},target={name}'
+    for module, arg in (
+        *((module, name) for module in (fixmatch, finetune, rotation)),  # the others have the data of fixmatch
+        *((dann, arg) for arg in (pair, f'{pair},methods=target')),
+    ):
+        settings = settings_lib.from_config(module.get_config(arg))
+        streams = Streams.load(settings, None)
+        transfer.check(settings)
+        assert len(streams.held_out['test'][0]) == (72 if name == 'kmnist' else 8 * classes // 5)
+    labels = rotation.get_config(name).transfer.labels
+    assert labels == {'kmnist': (50, -1), 'tf_flowers': (25, -1), 'cifar10_corrupted': (50, -1)}[name]
+
+
+def test_what_is_assumed_is_what_follows_from_the_data(prepared):
+    prepared('kmnist', (28, 28, 1), 10)
+    config = fixmatch.get_config('kmnist')
+    assert data_sets.assumed(settings_lib.from_config(config)) == (
+        'kmnist (10 classes, 28x28 pixels, gray): no recipe in configs/data_sets.py, assumed '
+        'data.label_protocol=proportional, data.mean=(0.5,), data.std=(0.5,), data.weak.flip=False, data.weak.pad=3, '
+        'data.strong.translate=9, data.strong.cutout=14, data.labels=20, steps=1000'
+    )
+    config.update_from_flattened_dict({'steps': 7, 'data.labels': 10, 'data.weak.pad': 2, 'data.image_size': 14})
     line = data_sets.assumed(settings_lib.from_config(config))
-    assert line.startswith('kmnist: no recipe in configs/data_sets.py, assumed 28x28 pixels, not mirrored,')
-    assert '\n' not in line
+    assert line.endswith('data.weak.flip=False, data.strong.translate=9, data.strong.cutout=14')
+    # All labels are used, and nothing is distorted but for the methods that do.
+    line = data_sets.assumed(settings_lib.from_config(CONFIGS['supervised'].get_config('kmnist,labels=-1')))
+    assert 'labels' not in line
+    assert 'strong' not in line
+    line = data_sets.assumed(settings_lib.from_config(dann.get_config('digits,target=kmnist')))
+    assert line.startswith('kmnist (10 classes, 28x28 pixels, gray): no recipe')
+    assert line.endswith('steps=1500')
     for arg in ('digits', 'fashion_mnist', 'cifar10'):
         assert not data_sets.assumed(settings_lib.from_config(fixmatch.get_config(arg)))
     assert not data_sets.assumed(settings_lib.from_config(dann.get_config('mnist,target=usps')))
-    for module, arg in ((finetune, 'kmnist'), (rotation, 'kmnist'), (dann, 'kmnist,target=kmnist')):
-        settings = settings_lib.from_config(module.get_config(arg))
-        assert data_sets.assumed(settings)
-        assert len(Streams.load(settings, None).held_out['test'][0]) == 80
+
+
+def test_rotation_has_the_epochs_of_the_papers_code_and_no_more_labels_than_images():
+    # 200 epochs, as NUM_EPOCHS of the official config. STL-10 has 100,000 images without labels beside its 5,000.
+    for data, images in (('cifar10', 50_000), ('svhn', 73_257), ('stl10', 105_000)):
+        config = rotation.get_config(data)
+        assert config.steps == 200 * (images // config.data.unlabeled_ratio)
+        assert config.eval_steps * 20 == config.steps
+    assert rotation.get_config('cifar10').transfer.labels == (50, 200, 1000)
+    assert rotation.get_config('domainnet').transfer.labels == (5 * 345, 20 * 345)
+    assert rotation.get_config('office31').transfer.labels == (5 * 31, -1)  # DSLR, divided, has 398 images
+
+
+def test_a_records_normalisation_and_label_protocol_are_those_of_its_runs(monkeypatch):
+    digits = dataclasses.replace(data_sets.get('digits'), mean=0.25, std=0.125, label_protocol='proportional')
+    monkeypatch.setitem(data_sets.RECORDS, 'digits', digits)
+    for data in (
+        *(module.get_config('digits').data for module in (fixmatch, finetune, rotation)),
+        dann.get_config('digits,target=usps').data,
+        dann.get_config('usps,target=digits,methods=target').data,
+    ):
+        assert (data.mean, data.std, data.label_protocol) == ((0.25,), (0.125,), 'proportional')
+    data = dann.get_config('digits,target=digits_m').data
+    assert (data.mean, data.std) == ((0.25,) * 3, (0.125,) * 3)
+    data = dann.get_config('digits,target=digits_m,methods=target').data
+    assert (data.mean, data.std, data.label_protocol) == ((0.5,) * 3, (0.5,) * 3, 'balanced')
+
+
+@pytest.mark.parametrize(
+    'name', [name for name, record in data_sets.RECORDS.items() if record.recipe or record.adaptation]
+)
+def test_a_recipe_states_what_differs_from_the_defaults(name):
+    record = data_sets.get(name)
+    defaults = flat(settings_lib.to_config().to_dict()) | record.settings
+    for recipe in (record.recipe or {}, record.adaptation.settings if record.adaptation else {}):
+        # A recipe that begins with MINUTES may have to state a default again.
+        assert [key for key, value in recipe.items() if defaults[key] == value and key not in data_sets.MINUTES] == []
 
 
 def test_images_of_any_size_are_brought_to_one(prepared):
-    prepared('tf_flowers', (50, 70, 3), 5, ['train'])
+    prepared('tf_flowers', (50, 70, 3), 5, {'train': 8})
     settings = settings_lib.from_config(fixmatch.get_config('tf_flowers'))
     streams = Streams.load(settings, None)
     assert streams.images.shape[1:] == (64, 64, 3)

@@ -114,6 +114,15 @@ def test_idx_files(data_dir, originals, middle, capsys):
     assert capsys.readouterr().out == f'fashion_mnist is already prepared in {data_dir}/fashion_mnist/3.0.1\n'
 
 
+def test_both_names_of_svhn_are_one_data_set(data_dir, monkeypatch, capsys):
+    written = []
+    monkeypatch.setattr(prepare, '_through_tfds', lambda builder, folder: written.append(builder.name))
+    for name in ('svhn', 'svhn_cropped'):
+        assert prepare.main([name, f'--data_dir={data_dir}']) == 0
+        assert capsys.readouterr().out.startswith('svhn_cropped is prepared in')
+    assert written == ['svhn_cropped'] * 2
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-7])
 
