@@ -42,13 +42,11 @@ def views(settings: Settings, images: np.ndarray, step: int = 0) -> dict[str, np
     weak = augment.Weak(**settings.data.weak)
     strong = augment.Strong(**{**settings.data.weak, **settings.data.strong})
     pictures = {'image': images / 255}
-    for title, view, augmentation in (
-        ('weak', WEAK, weak),
-        ('strong', STRONG, strong),
-        ('strong again', STRONG2, strong),
-    ):
-        draws = augmentation.draw(stream_key(settings.seed, str(view), step), images.shape)
-        pictures[title] = np.asarray(jax.jit(augmentation.apply)(draws, images))
+    for augmentation, titles in ((weak, {WEAK: 'weak'}), (strong, {STRONG: 'strong', STRONG2: 'strong again'})):
+        apply = jax.jit(augmentation.apply)
+        for view, title in titles.items():
+            draws = augmentation.draw(stream_key(settings.seed, str(view), step), images.shape)
+            pictures[title] = np.asarray(apply(draws, images))
     return pictures
 
 
