@@ -73,9 +73,9 @@ def gradient(method: Method, inputs: Inputs, state, which: str = 'params'):
 def test_unlabeled_images_give_a_finite_gradient_that_is_not_zero(name):
     method = make(name)
     inputs = without_labeled_images(method)
-    found = jax.tree.leaves(gradient(method, inputs, warm_state(method, inputs)))
-    assert all(np.all(np.isfinite(leaf)) for leaf in found)
-    assert any(np.any(leaf != 0) for leaf in found)
+    leaves = jax.tree.leaves(gradient(method, inputs, warm_state(method, inputs)))
+    assert all(np.all(np.isfinite(leaf)) for leaf in leaves)
+    assert any(np.any(leaf != 0) for leaf in leaves)
 
 
 @pytest.mark.parametrize('name', UNLABELED)
