@@ -1,4 +1,4 @@
-"""What all benchmarks share: rounds in random order, and a word where other programs kept the machine busy."""
+"""What all benchmarks share: rounds in random order, and a warning if other programs were running."""
 
 import math
 import os

@@ -53,12 +53,12 @@ REGULARIZERS = {'l2_sp', 'delta', 'bss'}  # strategies that are a method beside 
 
 
 def bit_resolution(side: int) -> int:
-    """Side in pixels that images are brought to: of the crops that BiT trains on, small images and others."""
+    """Returns the side in pixels of the crops that BiT trains on, which depends on the side of the images."""
     return 128 if side < 96 else 480
 
 
 def bit_steps(size: int) -> tuple[int, ...]:
-    """Steps of the warm-up, of the three decays by 10, and of all training, for `size` training images."""
+    """Returns the steps of the warm-up, of three decays by 10, and of all training, for `size` training images."""
     if size < 20_000:
         return 100, 200, 300, 400, 500
     if size < 500_000:
@@ -67,7 +67,7 @@ def bit_steps(size: int) -> tuple[int, ...]:
 
 
 def bit_mixup(size: int) -> float:
-    """alpha of mixup for `size` training images."""
+    """Returns alpha of mixup for `size` training images."""
     return 0.1 if size >= 20_000 else 0.0
 
 

@@ -1,13 +1,13 @@
-"""Rotation prediction (RotNet, Gidaris et al. 2018, arXiv:1803.07728): features without labels, and their worth.
+"""Rotation prediction (RotNet, Gidaris et al. 2018, arXiv:1803.07728): features without labels.
 
     python main.py --config=configs/rotation.py                        digits
     python main.py --config=configs/rotation.py:fashion_mnist
     python main.py --config=configs/rotation.py:cifar10                the paper's schedule, on a wide ResNet
 
-trains on the unlabeled images alone and ends with nearest neighbours, linear probe and fine-tuning with few labels,
-from the features learned and from random weights. `method=simclr`, `simsiam`, `byol`, `barlow_twins` or `vicreg` after
-the colon learns from two distorted views instead. While it trains, the test accuracy is that of the nearest neighbours;
-no label is read for anything else. Measured here: results/README.md.
+trains on the unlabeled images alone. An evaluation of the learned features follows: nearest neighbours, linear probe
+and fine-tuning with few labels, beside the same from random weights. `method=simclr`, `simsiam`, `byol`, `barlow_twins`
+or `vicreg` after the colon learns from two distorted views instead. During training the test accuracy is that of the
+nearest neighbours; labels are read for nothing else. Measured here: results/README.md.
 
 cifar10 is 200 epochs of 128 images in 4 rotations with SGD, as in the paper's code (config/CIFAR10_RotNet_NIN4blocks.py
 of github.com/gidariss/FeatureLearningRotNet), whose network is another one. All methods have that schedule; their own

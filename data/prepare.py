@@ -36,14 +36,14 @@ def prepare(name: str, folder: str | None = None, data_dir: str | None = None) -
 
     Args:
         name: A data set of `datasets.NAMES`, another name of it in ALIASES, or any other of tfds.
-        folder: Has the original files, None to download them.
+        folder: Folder of the original files; None to download them.
         data_dir: Folder of prepared data sets, by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Returns:
-        What was done and where, for people to read.
+        A message that says what was done and where.
 
     Raises:
-        UserError: It could not be prepared; nothing half-written is left.
+        UserError: The data set cannot be prepared. No incomplete data set is left.
     """
     name = ALIASES.get(name, name)
     builder = datasets.find(name, data_dir)
@@ -78,13 +78,13 @@ def _mnist(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, n
 
 
 def _through_tfds(builder: tfds.core.DatasetBuilder, folder: str | None) -> None:
-    """Lets tfds download the original files, or take all of them from `folder`."""
-    # tfds 4.9.10 forgets to depend on importlib_resources (tensorflow/datasets issue 11212).
+    """Prepares a data set with tfds, which downloads the original files or takes all of them from `folder`."""
+    # tfds 4.9.10 needs importlib_resources but does not require it (tensorflow/datasets issue 11212).
     lacking = [m for m in ('tensorflow', 'importlib_resources') if importlib.util.find_spec(m) is None]
     if lacking:
         but = ' (--from=FOLDER with its four idx files does not)' if builder.name in idx.NAMES else ''
         raise UserError(f'Preparing {builder.name} needs a package{but}: pip install {" ".join(lacking)}')
-    # Where tfds knows no name, it does not look for a local file either.
+    # tfds does not look for local files whose names it does not know.
     originals = {url: info for url, info in (builder.url_infos or {}).items() if info.filename}
     downloads = folder or os.fspath(builder.data_dir_root / 'downloads')
     absent = [url for url, info in originals.items() if not _is_in(downloads, builder.name, url, info)]
@@ -92,7 +92,7 @@ def _through_tfds(builder: tfds.core.DatasetBuilder, folder: str | None) -> None
     if folder and absent:  # tfds would download them.
         raise UserError(f'Not in {folder}: {files}.')
     try:
-        for url in absent[:1]:  # tfds tries for minutes before it says so.
+        for url in absent[:1]:  # tfds tries for minutes before it raises
             requests.head(url, timeout=20)
     except requests.RequestException as error:
         raise UserError(f'No connection for {builder.name}. Add --from=FOLDER with {files}.') from error
@@ -104,12 +104,12 @@ def _through_tfds(builder: tfds.core.DatasetBuilder, folder: str | None) -> None
     )
     try:
         datasets.write(builder, download_dir=folder, download_config=config)
-    except Exception as error:  # Of requests, tfds, TensorFlow and each data set's own code.
+    except Exception as error:  # any type: of requests, tfds, TensorFlow or the code of a data set
         raise UserError(f'{builder.name}: {first_line(error)}') from error
 
 
 def _is_in(folder: str, name: str, url: str, info: tfds.core.download.checksums.UrlInfo) -> bool:
-    """Returns whether tfds will find a file there: by its original name, or in its cache of downloads."""
+    """Returns whether tfds finds a file in a folder: by its original name, or in its cache of downloads."""
     cached = resource.get_dl_fname(url, info.checksum)
     return os.path.exists(os.path.join(folder, info.filename)) or any(
         resource.is_locally_cached(epath.Path(folder) / place / cached) for place in ('', name)

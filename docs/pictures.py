@@ -1,4 +1,6 @@
-"""Draws the picture of README.md from the code and from results/:  python -m docs.pictures
+"""Draws the picture of README.md from the code and from results/.
+
+    python -m docs.pictures
 
 Left: the views that FixMatch learns from, of digits and of photographs. Right: the test accuracy during the runs of
 the digits table, FixMatch beside supervised training.

@@ -52,14 +52,20 @@ def network(params, images) -> dict:
 
 
 def forward(params, images, draw='') -> tuple[dict, dict]:
-    """`Inputs.forward` of that network; its 'running statistics' are the mean image."""
+    """Runs that network as `Inputs.forward`; its 'running statistics' are the mean image."""
     return network(params, images), {'mean': jnp.mean(images, axis=0)}
 
 
 def inputs(method, *, seed: int = 0, progress: float = 0.5, scale: float = 1.0, views=None, **changes) -> Inputs:
     """Returns inputs of a step for a method.
 
-    views: images instead of the random ones. changes: fields of Inputs to replace.
+    Args:
+        method: The method.
+        seed: Seed of the random images.
+        progress: `Inputs.progress`.
+        scale: Scale of the parameters.
+        views: {view: images}; None for random ones.
+        **changes: Fields of Inputs to replace.
     """
     views = images(seed) if views is None else views
     student, teacher = params(method, scale=scale), params(method, seed=2, scale=scale)
@@ -79,9 +85,9 @@ def inputs(method, *, seed: int = 0, progress: float = 0.5, scale: float = 1.0, 
 
 
 def numeric(f, tree):
-    """The gradient of f(tree) by central differences, for a tree of float64 arrays that it changes on the way."""
-    found = jax.tree.map(np.zeros_like, tree)
-    for x, slopes in zip(jax.tree.leaves(tree), jax.tree.leaves(found), strict=True):
+    """Returns the gradient of f by central differences at a tree of float64 arrays, which it changes temporarily."""
+    gradient = jax.tree.map(np.zeros_like, tree)
+    for x, slopes in zip(jax.tree.leaves(tree), jax.tree.leaves(gradient), strict=True):
         for i in np.ndindex(x.shape):
             value = x[i]
             x[i] = value + 1e-5
@@ -89,4 +95,4 @@ def numeric(f, tree):
             x[i] = value - 1e-5
             slopes[i] = (above - f(tree)) / 2e-5
             x[i] = value
-    return found
+    return gradient

@@ -75,9 +75,9 @@ def gradient(method: Method, inputs: Inputs, state, which: str = 'params'):
 def test_unlabeled_images_give_a_finite_gradient_that_is_not_zero(name):
     method = make(name)
     inputs = without_labeled_images(method)
-    found = jax.tree.leaves(gradient(method, inputs, warm_state(method)))
-    assert all(np.all(np.isfinite(leaf)) for leaf in found)
-    assert any(np.any(leaf != 0) for leaf in found)
+    leaves = jax.tree.leaves(gradient(method, inputs, warm_state(method)))
+    assert all(np.all(np.isfinite(leaf)) for leaf in leaves)
+    assert any(np.any(leaf != 0) for leaf in leaves)
 
 
 @pytest.mark.parametrize('name', UNLABELED)
@@ -93,9 +93,7 @@ def test_gradient_is_finite_for_a_network_that_knows_nothing_or_is_certain(name,
 def test_teacher_gets_no_gradient(name):
     method = make(name)
     inputs = fakes.inputs(method)
-    assert all(
-        not np.any(g) for g in jax.tree.leaves(gradient(method, inputs, warm_state(method), 'ema_params'))
-    )
+    assert all(not np.any(g) for g in jax.tree.leaves(gradient(method, inputs, warm_state(method), 'ema_params')))
 
 
 # Memories and averages short enough to matter within a few steps, and a threshold that some images pass.

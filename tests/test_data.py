@@ -57,8 +57,8 @@ def test_images_stay_with_their_labels_also_without_one(data_dir):
     for split, copies in (('train', 1), ('unlabelled', 1), ('train+unlabelled', 2)):
         arrays = datasets.load('mnist', split, data_dir)
         assert len(arrays.labels) == 4 * copies
-        found = {(x.tobytes(), int(y)) for x, y in zip(arrays.images, arrays.labels, strict=True)}
-        assert found == {(x.tobytes(), y) for x, y in zip(images, (3, 1, -1, 2), strict=True)}
+        actual = {(x.tobytes(), int(y)) for x, y in zip(arrays.images, arrays.labels, strict=True)}
+        assert actual == {(x.tobytes(), y) for x, y in zip(images, (3, 1, -1, 2), strict=True)}
 
 
 def test_decoded_copy_is_used_and_renewed(data_dir):

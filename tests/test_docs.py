@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 import configs
-import methods
 from data import datasets
 from docs import pictures
 

@@ -137,8 +137,8 @@ def check_usps(content, data_dir):
     for split, (images, digits) in content.items():
         arrays = datasets.load('usps', split, data_dir)
         assert (arrays.images.shape, arrays.num_classes) == ((len(images), 16, 16, 1), 10)
-        found = {image.tobytes(): y for image, y in zip(arrays.images, arrays.labels, strict=True)}
-        assert found == {image.tobytes(): y for image, y in zip(images, digits, strict=True)}
+        actual = {image.tobytes(): y for image, y in zip(arrays.images, arrays.labels, strict=True)}
+        assert actual == {image.tobytes(): y for image, y in zip(images, digits, strict=True)}
 
 
 def test_usps_from_local_files(postal, originals, data_dir, monkeypatch):
@@ -192,7 +192,7 @@ def test_usps_is_known_by_the_checksums_of_torchvision():
 def photographs(originals, monkeypatch):
     """Returns {part: two photographs}, whose archive is in `originals`."""
     monkeypatch.setattr(mnist_m, 'NUM_PHOTOGRAPHS', 2)
-    found = {}
+    images_by_part = {}
     with tarfile.open(originals / 'BSR_bsds500.tgz', 'w:gz') as archive:
 
         def add(name, raw):
@@ -207,8 +207,8 @@ def photographs(originals, monkeypatch):
                 add(f'{part}/{seed}{i}.jpg', raw)
                 add(f'{part}/._{seed}{i}.jpg', b'of a Mac')
             add(f'{part}/Thumbs.db', b'of Windows')
-            found[part] = [np.asarray(Image.open(io.BytesIO(raw))) for raw in images]
-    return found
+            images_by_part[part] = [np.asarray(Image.open(io.BytesIO(raw))) for raw in images]
+    return images_by_part
 
 
 @pytest.fixture
@@ -292,18 +292,18 @@ CLASSES = ('Zebra', 'apple pie', 'bus')  # In the order of code points.
 def make_domain(originals, monkeypatch):
     """Returns a function: (name, images a class) -> {content of a file: class} of a small one in `originals`."""
 
-    def make(name: str, each: int = 5) -> dict[bytes, int]:
+    def make(name: str, per_class: int = 5) -> dict[bytes, int]:
         place, classes, count = LAYOUTS[name]
         (builder,) = {cls for cls in folders.FromFolders.__subclasses__() if cls.name == name.partition('/')[0]}
         (domain,) = (domain for domain in builder.BUILDER_CONFIGS if domain.name == name.partition('/')[2])
         assert (builder.NUM_CLASSES, domain.count) == (classes, count)
         monkeypatch.setattr(builder, 'NUM_CLASSES', len(CLASSES))
-        monkeypatch.setattr(domain, 'count', each * len(CLASSES))
+        monkeypatch.setattr(domain, 'count', per_class * len(CLASSES))
         content = {}
         for label, title in enumerate(CLASSES):
             folder = originals / place / title
             folder.mkdir(parents=True)
-            for i in range(each):
+            for i in range(per_class):
                 raw = encoded(Image.fromarray(pixels([label, i], 9 + i, 20 - label, 3)), 'jpeg')
                 (folder / f'{i}.jpg').write_bytes(raw)
                 content[raw] = label
@@ -351,7 +351,7 @@ def test_folders(name, make_domain, originals, data_dir):
 
 
 def test_slices_hold_all_classes_and_are_apart(make_domain, originals, data_dir):
-    content = make_domain('office31/webcam', each=40)
+    content = make_domain('office31/webcam', per_class=40)
     prepare.prepare('office31/webcam', str(originals), data_dir)
     train, test = (datasets.load('office31/webcam', s, data_dir, 8) for s in ('train[:80%]', 'train[80%:]'))
     assert (len(train.labels), len(test.labels)) == (96, 24)
@@ -370,7 +370,7 @@ def test_folders_errors(make_domain, originals, data_dir):
     layout = "--from=FOLDER, where FOLDER has 'Real World/<class>/<image>' (from https://www.hemanthdv.org/"
     assert f'is not downloaded: add {layout}' in error(folder=None)
     assert f'No folder {originals}/Real World. Use {layout}' in error()
-    make_domain('office_home/real_world', each=10)
+    make_domain('office_home/real_world', per_class=10)
     place = originals / 'Real World'
     (place / 'Cat').mkdir()
     assert f'{place} has 4 folders, not one for each of the 3 classes' in error()
@@ -417,7 +417,7 @@ def test_names_of_domains_in_errors(make_domain, originals, data_dir):
 
 
 def test_any_mode_of_an_image_is_read_in_colour(make_domain, originals, data_dir):
-    content = make_domain('visda/validation', each=5)
+    content = make_domain('visda/validation', per_class=5)
     colour = Image.fromarray(pixels(5, 30, 40, 3))
     kinds = {
         'grey.jpg': encoded(colour.convert('L'), 'jpeg'),

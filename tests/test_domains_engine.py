@@ -59,8 +59,8 @@ def images(shape):
     # Domains that differ in mean and variance.
     shift, spread = (np.float32(v)[:, None] for v in ([0, 3], [1, 2]))
     return [
-        a * spread[of].reshape(-1, *[1] * len(shape)) + shift[of].reshape(-1, *[1] * len(shape))
-        for a, of in ((x, OF), (others, OF_OTHERS))
+        a * spread[domains].reshape(-1, *[1] * len(shape)) + shift[domains].reshape(-1, *[1] * len(shape))
+        for a, domains in ((x, OF), (others, OF_OTHERS))
     ]
 
 
@@ -74,9 +74,9 @@ def expected_norm(policy, params, stats, x, others=None):
     for d in (0, 1):
         members = x[d == OF] if policy != 'joint' else x
         mean, var = members.mean(axes), members.var(axes)
-        for i, (part, of) in enumerate(((x, OF), (others, OF_OTHERS))):
+        for i, (part, domains) in enumerate(((x, OF), (others, OF_OTHERS))):
             if part is not None:
-                out[i][of == d] = (part[of == d] - mean) / np.sqrt(var + EPSILON) * scales[d] + biases[d]
+                out[i][domains == d] = (part[domains == d] - mean) / np.sqrt(var + EPSILON) * scales[d] + biases[d]
         pooled = members
         if others is not None:
             pooled = np.concatenate([members, others[d == OF_OTHERS] if policy != 'joint' else others])
@@ -155,7 +155,7 @@ def test_gradients_of_batch_norm_by_domain(policy, beside):
         tree = copy.deepcopy([values['params'], x])
         # Of the part with a gradient alone: what is only looked at gives none.
         slopes = jax.tree.map(np.zeros_like, tree)
-        for leaf, found in zip(jax.tree.leaves(tree), jax.tree.leaves(slopes), strict=True):
+        for leaf, slope in zip(jax.tree.leaves(tree), jax.tree.leaves(slopes), strict=True):
             for i in np.ndindex(leaf.shape):
                 value, ends = leaf[i], []
                 for step in (1e-6, -1e-6):
@@ -163,7 +163,7 @@ def test_gradients_of_batch_norm_by_domain(policy, beside):
                     out, *_ = expected_norm(policy, tree[0], values['batch_stats'], tree[1], others)
                     ends.append((out * weights).sum())
                 leaf[i] = value
-                found[i] = (ends[0] - ends[1]) / 2e-6
+                slope[i] = (ends[0] - ends[1]) / 2e-6
         for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(slopes), strict=True):
             close(a, b, rtol=1e-6, atol=1e-6)
 
@@ -359,11 +359,11 @@ def load(make_settings, data_dir):
 @pytest.fixture(scope='module')
 def domains(data_dir):
     """Returns {(data set, split): (images in colour, labels)}."""
-    found = {}
+    domains_by_split = {}
     for name, split in ((n, s) for n in ('digits', 'digits_m') for s in ('train', 'test')):
         arrays = datasets.load(name, split, data_dir)
-        found[name, split] = np.broadcast_to(arrays.images, (*arrays.images.shape[:3], 3)), arrays.labels
-    return found
+        domains_by_split[name, split] = np.broadcast_to(arrays.images, (*arrays.images.shape[:3], 3)), arrays.labels
+    return domains_by_split
 
 
 def assert_part(streams, stream, images, labels):
@@ -388,8 +388,8 @@ def test_labels_are_of_the_source_and_all_else_of_the_target(load, domains):
     rest = np.setdiff1d(np.arange(1297), labeled)
     assert content(images) == content(source[0][rest])
     assert np.bincount(labels).tolist() == np.bincount(source[1][rest]).tolist()
-    for found, expected in zip(streams.held_out['test'], domains['digits_m', 'test'], strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(streams.held_out['test'], domains['digits_m', 'test'], strict=True):
+        np.testing.assert_array_equal(actual, expected)
     assert content(streams.held_out['test'][0]).isdisjoint(content(streams.unlabeled()))
     assert streams.images.dtype == np.uint8
     assert streams.num_classes == 10
@@ -526,7 +526,7 @@ def test_features_are_those_of_the_bottleneck(narrow, train):
     model, variables = narrow
     plain = models.create('wide_resnet', 4, blocks=(1,), width=1)
     x = random(6, 8, 8, 3)
-    found, stats = jax.jit(model.apply, static_argnums=2)(variables, x, train)
+    outputs, stats = jax.jit(model.apply, static_argnums=2)(variables, x, train)
     head = {'kernel': jnp.zeros((16, 4)), 'bias': jnp.zeros(4)}
     below, _ = jax.jit(plain.apply, static_argnums=2)(
         {**variables, 'params': {**variables['params'], 'head': head}}, x, train
@@ -540,14 +540,14 @@ def test_features_are_those_of_the_bottleneck(narrow, train):
         mean, var = dense.mean(0), dense.var(0)
     norm = params['bottleneck_norm']
     features = np.maximum((dense - mean) / np.sqrt(var + 1e-5) * norm['scale'] + norm['bias'], 0)
-    close(found['features'], features, rtol=1e-3, atol=1e-3)
+    close(outputs['features'], features, rtol=1e-3, atol=1e-3)
     assert (features == 0).any()
     for name, layer in (('logits', 'head'), ('rotation', 'head_rotation1')):
-        close(found[name], features @ params[layer]['kernel'] + params[layer]['bias'], rtol=1e-3, atol=1e-3)
-    assert found['stage1'].shape == below['stage1'].shape
+        close(outputs[name], features @ params[layer]['kernel'] + params[layer]['bias'], rtol=1e-3, atol=1e-3)
+    assert outputs['stage1'].shape == below['stage1'].shape
     if not train:  # Features that were kept pass the classifier as they are.
-        again, _ = jax.jit(model.apply, static_argnums=2)(variables, found['features'], False)
-        close(again['logits'], found['logits'], atol=1e-5)
+        again, _ = jax.jit(model.apply, static_argnums=2)(variables, outputs['features'], False)
+        close(again['logits'], outputs['logits'], atol=1e-5)
 
 
 def test_a_bottleneck_of_dense_layer_relu_and_dropout_is_what_every_loss_sees(narrow):
@@ -570,13 +570,15 @@ def test_a_bottleneck_of_dense_layer_relu_and_dropout_is_what_every_loss_sees(na
     below, _ = apply(plain.apply)({**variables, 'params': {**params, 'head': head}}, x, True)
     dense = np.float64(below['features']) @ params['bottleneck']['kernel'] + params['bottleneck']['bias']
     expected = np.maximum(dense, 0)
-    found, _ = apply(model.apply)(variables, x, True, keys=keys)
-    kept = np.asarray(found['features']) > 0
+    outputs, _ = apply(model.apply)(variables, x, True, keys=keys)
+    kept = np.asarray(outputs['features']) > 0
     assert (expected[kept] > 0).all()
     assert 0.3 < kept[expected > 1e-3].mean() < 0.7
-    close(found['features'], np.where(kept, 2 * expected, 0), rtol=1e-3, atol=1e-3)
+    close(outputs['features'], np.where(kept, 2 * expected, 0), rtol=1e-3, atol=1e-3)
     for name, layer in (('logits', 'head'), ('rotation', 'head_rotation1')):
-        close(found[name], found['features'] @ params[layer]['kernel'] + params[layer]['bias'], rtol=1e-3, atol=1e-3)
+        close(
+            outputs[name], outputs['features'] @ params[layer]['kernel'] + params[layer]['bias'], rtol=1e-3, atol=1e-3
+        )
     evaluated, _ = apply(model.apply)(variables, x, False)
     assert (np.asarray(evaluated['features']) > 0).mean() > kept.mean() + 0.1
 

@@ -436,7 +436,7 @@ def test_download(tmp_path):
         done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=True)
         return done.stdout.splitlines()
 
-    path, *rest = found = locate('timm/tiny.a')
+    path, *rest = located = locate('timm/tiny.a')
     assert rest == [COMMIT, str(PREPROCESSING)]
     assert_same(files.read(pathlib.Path(path)), {'w': np.arange(3)})
     (message,) = locate('timm/busy.a')
@@ -444,7 +444,7 @@ def test_download(tmp_path):
     assert Hub.requests.count('/timm/busy.a/resolve/main/model.safetensors') == 1  # It does not try again and again.
     server.shutdown()
     server.server_close()
-    assert locate(f'timm/tiny.a@{COMMIT}') == locate('timm/tiny.a') == found
+    assert locate(f'timm/tiny.a@{COMMIT}') == locate('timm/tiny.a') == located
 
 
 def test_a_config_json_beside_a_file_says_how_to_preprocess(tmp_path):

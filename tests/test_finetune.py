@@ -242,13 +242,13 @@ def test_an_update_is_the_learning_rate_times_the_gradient(gradients):
 )
 def test_a_factor_multiplies_the_update_of_its_layer(updates, gradients, overrides, factors):
     _, slopes = gradients
-    _, found = updates(**overrides)
+    _, changes = updates(**overrides)
     for name, slope in slopes.items():
         factor = next((f for start, f in factors.items() if name.startswith(start)), 0.5)
         size = np.linalg.norm(slope)
         assert size > 0
-        assert np.linalg.norm(found[name]) / size == pytest.approx(factor, rel=1e-3), name
-        close(found[name], factor * slope, rtol=0, atol=1e-3 * factor * np.abs(slope).max() + 1e-6)
+        assert np.linalg.norm(changes[name]) / size == pytest.approx(factor, rel=1e-3), name
+        close(changes[name], factor * slope, rtol=0, atol=1e-3 * factor * np.abs(slope).max() + 1e-6)
 
 
 def shapes(name: str, heads=None, side: int = 32, **settings):
@@ -298,10 +298,10 @@ def rates(*rules, **settings):
 def test_layer_decay_is_a_power_of_depth_and_the_first_rule_that_fits_counts():
     for name, factor in rates(layer_decay=0.8).items():
         assert factor == pytest.approx(0.8 ** (3 - DEPTHS[name.split('/')[0]]))
-    found = rates('head/kernel: 2', 'head: 0', 'norm: 5', '(?:stem|stage1.*bias): .25', '.*norm: 3', '.*: 1')
-    assert (found['head/kernel'], found['head/bias'], found['norm/scale'], found['norm/bias']) == (2, 0, 5, 5)
-    assert (found['stem/kernel'], found['stage1_block1_norm1/bias']) == (0.25, 0.25)
-    assert (found['stage1_block1_norm1/scale'], found['stage1_block1_conv1/kernel']) == (3, 1)
+    factors = rates('head/kernel: 2', 'head: 0', 'norm: 5', '(?:stem|stage1.*bias): .25', '.*norm: 3', '.*: 1')
+    assert (factors['head/kernel'], factors['head/bias'], factors['norm/scale'], factors['norm/bias']) == (2, 0, 5, 5)
+    assert (factors['stem/kernel'], factors['stage1_block1_norm1/bias']) == (0.25, 0.25)
+    assert (factors['stage1_block1_norm1/scale'], factors['stage1_block1_conv1/kernel']) == (3, 1)
 
 
 @pytest.mark.parametrize(
@@ -348,8 +348,8 @@ def test_steps_divide_the_learning_rate_by_ten_after_a_warmup():
 
 
 def test_cosine_has_a_warmup_too():
-    found = learning_rate([0, 0.25, 0.5, 0.75], cosine_cycles=0.5, warmup=0.5)
-    close(found, [0, 0.4 * np.cos(np.pi / 8), 0.8 * np.cos(np.pi / 4), 0.8 * np.cos(3 * np.pi / 8)])
+    actual = learning_rate([0, 0.25, 0.5, 0.75], cosine_cycles=0.5, warmup=0.5)
+    close(actual, [0, 0.4 * np.cos(np.pi / 8), 0.8 * np.cos(np.pi / 4), 0.8 * np.cos(3 * np.pi / 8)])
 
 
 @pytest.mark.parametrize('size', [5000, 50_000, 1_000_000])
@@ -359,9 +359,9 @@ def test_a_boundary_counts_from_its_very_step(size):
     chosen = settings_lib.Optimizer(
         0.8, schedule='steps', warmup=warmup / steps, boundaries=tuple(b / steps for b in boundaries)
     )
-    found = jax.jit(jax.vmap(lambda step: optimizer.learning_rate(chosen, step % steps / steps)))(jnp.int32(step))
+    actual = jax.jit(jax.vmap(lambda step: optimizer.learning_rate(chosen, step % steps / steps)))(jnp.int32(step))
     expected = 0.8 * np.minimum(1, step / warmup) / 10 ** sum(step >= b for b in boundaries)
-    close(found, expected)
+    close(actual, expected)
 
 
 def test_an_unknown_schedule_is_named():
@@ -505,11 +505,11 @@ def test_a_network_of_another_shape_is_one_line_that_lists_what_is_missing(sourc
 def test_config_and_result_say_where_the_weights_came_from(source, probe):
     for _, workdir, result in probe:
         config = json.loads((workdir / 'config.json').read_text())
-        found = config['weights']
-        assert result['protocol']['weights'] == found
-        assert (found['source'], found['step']) == (str(source[0]), 4)
-        assert len(found['sha256']) == 64
-        assert int(found['sha256'], 16)
+        weights = config['weights']
+        assert result['protocol']['weights'] == weights
+        assert (weights['source'], weights['step']) == (str(source[0]), 4)
+        assert len(weights['sha256']) == 64
+        assert int(weights['sha256'], 16)
         assert config['preprocessing']['mean'] == [0.5]
 
 
@@ -855,12 +855,12 @@ def test_deltas_attention_is_the_authors(size, monkeypatch):
         variables, _, _ = delta_example()
         state = method.init_state(spec(**variables))
         start = Start(images, labels, **variables, forward=lambda *args: maps(*args)[0], key=jax.random.key(0))
-        found = method.prepare(state, start)
-        assert found.keys() == state.keys()
+        prepared = method.prepare(state, start)
+        assert prepared.keys() == state.keys()
         expected = authors_attention(images, labels, variables)
         for layer, values in expected.items():
             assert np.unique(values.round(6)).size == len(values)
-            close(found['attention'][layer], values, rtol=1e-6)
+            close(prepared['attention'][layer], values, rtol=1e-6)
         unweighted = methods.create('delta', {'attention': False})
         assert unweighted.prepare(state, start) is state
 
@@ -1132,14 +1132,14 @@ def test_an_image_drops_the_same_units_on_one_device_and_on_two(make_settings, d
     images = {view: np.repeat(image, 4 if view.stream == 'labeled' else 8, 0) for view in trainer.views}
     assert set(trainer.views.values()) == {'joint', 'no_grad'}
     forward = jax.jit(functools.partial(losses.forward, trainer))
-    found = []
+    outputs = []
     for mesh in meshes():
         with jax.set_mesh(mesh):
             at = [mesh_lib.put_replicated(mesh, dataclasses.replace(state, step=jnp.int32(i))) for i in (0, 1)]
             parts = mesh_lib.put_batch(mesh, images)
-            found.append([forward(mesh_lib.put_replicated(mesh, params), s, parts)[0] for s in at])
+            outputs.append([forward(mesh_lib.put_replicated(mesh, params), s, parts)[0] for s in at])
     masks = []
-    for one, two in zip(*found, strict=True):
+    for one, two in zip(*outputs, strict=True):
         for view in trainer.views:
             a, b = (np.asarray(outputs[view]['logits']) for outputs in (one, two))
             close(a, b, rtol=1e-4, atol=1e-5)
@@ -1226,11 +1226,11 @@ def test_every_strategy_makes_settings_for_every_data_set(data):
     model, params = shapes('efficientnet_lite0')
     depths = {layer: about.depth for layer, about in model.layers.items()}
     factors = {name: optimizer.layer_rates(settings.optimizer, params, depths) for name, settings in seen.items()}
-    for name, of in factors.items():
-        assert of['head'] == {'kernel': 1, 'bias': 1}
+    for name, layer_factors in factors.items():
+        assert layer_factors['head'] == {'kernel': 1, 'bias': 1}
         # l2_sp and delta as lixingjian/DELTA (train.py) has them, bss as thuml/Batch-Spectral-Shrinkage (BSS.py).
         stem = {'head': 0, 'probe': 0, 'decay': 0.8**18, 'tenth': 0.1, 'bss': 0.1}
-        assert of['conv_stem']['kernel'] == pytest.approx(stem.get(name, 1)), name
+        assert layer_factors['conv_stem']['kernel'] == pytest.approx(stem.get(name, 1)), name
         assert seen[name].optimizer.weight_decay == (5e-4 if name == 'bss' else 0)
 
 

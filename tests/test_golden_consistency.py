@@ -77,10 +77,18 @@ def with_indices(inputs, **indices):
 
 
 def check(method, expected, state, steps, start=None, rtol=1e-5):
-    """Runs a method and its NumPy counterpart over inputs of several steps; returns NumPy's masks and states.
+    """Runs a method and its NumPy counterpart over inputs of several steps, and compares them.
 
-    expected: (inputs, state) -> (loss, metrics, labels, mask, new state). state: what init_state should return.
-    start: begins with this state instead.
+    Args:
+        method: The method.
+        expected: The counterpart, (inputs, state) -> (loss, metrics, labels, mask, new state).
+        state: Expected result of init_state.
+        steps: Inputs of the steps.
+        start: State to begin with instead.
+        rtol: Relative tolerance.
+
+    Returns:
+        Masks and states of the counterpart.
     """
     actual = method.init_state(fakes.SPEC)
     close(actual, state)
@@ -325,8 +333,8 @@ def freematch(method):
         if any(mask):
             ratio = [p / h if h else 0 for p, h in zip(state['p'], state['histogram'], strict=True)]
             strong_ratio = [p / h if h else 0 for p, h in zip(p_strong, strong_histogram, strict=True)]
-            wanted, found = proportional(np.array(ratio)), proportional(np.array(strong_ratio))
-            fairness = sum(wanted * np.log(found + 1e-12))  # 11: minus the cross-entropy
+            expected_p, observed = proportional(np.array(ratio)), proportional(np.array(strong_ratio))
+            fairness = sum(expected_p * np.log(observed + 1e-12))  # 11: minus the cross-entropy
         loss = method.weight * total + method.fairness_weight * fairness
         metrics = {'loss': total, 'loss_fairness': fairness, 'threshold': state['confidence']}
         return loss, metrics, labels, mask, state

@@ -79,8 +79,8 @@ def gradient(method, inputs, state=()):
     """The gradient of a method's loss in the network and the method's own networks."""
 
     def loss(params):
-        found = {view: fakes.network(params, inputs.images[view]) for view in method.views()}
-        return method.loss(dataclasses.replace(inputs, params=params, outputs=found), state).loss
+        outputs = {view: fakes.network(params, inputs.images[view]) for view in method.views()}
+        return method.loss(dataclasses.replace(inputs, params=params, outputs=outputs), state).loss
 
     return jax.grad(loss)(inputs.params)
 
@@ -141,8 +141,8 @@ def test_reverse_gradient_is_the_identity_with_a_gradient_of_minus_lambda(factor
 
 def test_a_factor_for_each_example_under_vmap():
     x, factors = random(4, 3), random(4, seed=1)
-    found = jax.vmap(jax.grad(lambda row, factor: reverse_gradient(row, factor).sum()))(x, factors)
-    np.testing.assert_array_equal(found, -factors[:, None] * np.ones((4, 3), np.float32))
+    gradient = jax.vmap(jax.grad(lambda row, factor: reverse_gradient(row, factor).sum()))(x, factors)
+    np.testing.assert_array_equal(gradient, -factors[:, None] * np.ones((4, 3), np.float32))
 
 
 def test_reversal_inside_a_function_reverses_what_passes_it_and_nothing_else():
@@ -157,9 +157,11 @@ def test_reversal_inside_a_function_reverses_what_passes_it_and_nothing_else():
 
     around = part(lambda p: ((x @ p[0]) ** 2).sum())
     through = part(lambda p: loss(p, np, lambda h: h) - ((x @ p[0]) ** 2).sum())
-    found = jax.jit(jax.grad(lambda p: loss(p, jnp, lambda h: reverse_gradient(h, jnp.float32(0.6)))))([first, second])
-    close(found[0], around[0] - 0.6 * through[0], atol=1e-4)
-    close(found[1], through[1], atol=1e-4)
+    gradients = jax.jit(jax.grad(lambda p: loss(p, jnp, lambda h: reverse_gradient(h, jnp.float32(0.6)))))(
+        [first, second]
+    )
+    close(gradients[0], around[0] - 0.6 * through[0], atol=1e-4)
+    close(gradients[1], through[1], atol=1e-4)
     twice = jax.grad(lambda x: jnp.sin(reverse_gradient(reverse_gradient(x, jnp.float32(2)), jnp.float32(3))))(0.7)
     close(twice, 6 * math.cos(0.7))
 
@@ -350,9 +352,11 @@ def test_entropy_conditioning_weighs_certain_examples_up_to_twice_as_much():
     part = {'features': jnp.asarray(features), 'logits': jnp.asarray(logits)}
     inputs = dataclasses.replace(inputs, outputs=dict.fromkeys(DOMAINS, part))
     kernel = np.float64(inputs.params['head_domain1']['kernel'])[:, 0]
-    found = np.array([np.outer(a, b).ravel() @ kernel for a, b in zip(features, softmax(logits), strict=True)])
+    domain_logits = np.array([np.outer(a, b).ravel() @ kernel for a, b in zip(features, softmax(logits), strict=True)])
     weights = np.array([2, 1 + 1 / 3]) / (5 / 3)
-    close(method.loss(inputs, initial_state(method)).metrics['loss'], bce(found, found, weights, weights))
+    close(
+        method.loss(inputs, initial_state(method)).metrics['loss'], bce(domain_logits, domain_logits, weights, weights)
+    )
 
 
 def test_random_products_are_the_outer_product_on_average():
@@ -373,11 +377,11 @@ def test_the_discriminator_learns_to_tell_fixed_features_apart(name, fields):
     source, target = random(24, fakes.FEATURES), random(40, fakes.FEATURES, seed=1)
     source[:, 2] += 4
     target[:, 2] -= 4
-    found = {
+    outputs = {
         view: {'features': jnp.asarray(x), 'logits': jnp.zeros((len(x), fakes.NUM_CLASSES))}
         for view, x in zip(DOMAINS, (source, target), strict=True)
     }
-    inputs = dataclasses.replace(inputs, outputs=found, labels=jnp.zeros(len(source), jnp.int32))
+    inputs = dataclasses.replace(inputs, outputs=outputs, labels=jnp.zeros(len(source), jnp.int32))
     state = initial_state(method)
 
     def loss(params):
@@ -474,11 +478,11 @@ def mmd(parts, scales, joint, linear, constant=None):
     n, total = len(parts[0]['features']), len(x)
     source, target = list(range(n)), list(range(n, total))
     if linear:
-        found = []
+        estimates = []
         for i in range(max(n, total - n)):
             (s, after_s), (t, after_t) = ((part[i % len(part)], part[(i + 1) % len(part)]) for part in (source, target))
-            found.append(kernel(s, after_s) + kernel(t, after_t) - kernel(s, after_t) - kernel(after_s, t))
-        return np.mean(found)
+            estimates.append(kernel(s, after_s) + kernel(t, after_t) - kernel(s, after_t) - kernel(after_s, t))
+        return np.mean(estimates)
     within = [np.mean([kernel(i, j) for i in part for j in part if i != j]) for part in (source, target)]
     return sum(within) - 2 * np.mean([kernel(i, j) for i in source for j in target])
 
@@ -519,10 +523,10 @@ def test_mmd_with_any_batch_sizes(joint, linear, n, m):
     parts = [
         {'features': random(k, 6, seed=k + i) + i, 'logits': random(k, 3, seed=9 + i)} for i, k in enumerate((n, m))
     ]
-    found = method.loss(
+    result = method.loss(
         fakes.inputs(method, outputs=jax.tree.map(jnp.asarray, dict(zip(DOMAINS, parts, strict=True)))), ()
     )
-    close(found.loss, mmd(double(parts), SCALES, joint, linear))
+    close(result.loss, mmd(double(parts), SCALES, joint, linear))
 
 
 @BOTH

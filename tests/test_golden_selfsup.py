@@ -58,8 +58,8 @@ def gradient(method, inputs, which='params'):
     def loss(params):
         changed = dataclasses.replace(inputs, **{which: params})
         if which == 'params':
-            found = {view: fakes.network(params, inputs.images[view]) for view in method.views()}
-            changed = dataclasses.replace(changed, outputs=found)
+            outputs = {view: fakes.network(params, inputs.images[view]) for view in method.views()}
+            changed = dataclasses.replace(changed, outputs=outputs)
         return method.loss(changed, ()).loss
 
     return jax.grad(loss)(getattr(inputs, which))
@@ -589,24 +589,24 @@ def test_no_label_and_no_labeled_image_is_needed(name):
 
 
 def test_spread_of_embeddings_that_are_all_the_same_is_zero():
-    found = terms.spread(jnp.tile(jnp.float32([[3.0, -1.0, 2.0]]), (10, 1)))
-    assert found['embedding_std'] == pytest.approx(0, abs=1e-4)
-    assert np.isfinite(found['effective_rank'])
-    assert found['effective_rank'] <= 1
+    metrics = terms.spread(jnp.tile(jnp.float32([[3.0, -1.0, 2.0]]), (10, 1)))
+    assert metrics['embedding_std'] == pytest.approx(0, abs=1e-4)
+    assert np.isfinite(metrics['effective_rank'])
+    assert metrics['effective_rank'] <= 1
 
 
 @pytest.mark.parametrize('width', [4, 32])
 def test_spread_of_random_embeddings_is_one_in_all_directions(width):
     z = random(4000, width)
-    found = terms.spread(jnp.asarray(z))
-    assert found['embedding_std'] == pytest.approx(1, abs=0.02)
-    assert found['effective_rank'] == pytest.approx(width, rel=0.03)
+    metrics = terms.spread(jnp.asarray(z))
+    assert metrics['embedding_std'] == pytest.approx(1, abs=0.02)
+    assert metrics['effective_rank'] == pytest.approx(width, rel=0.03)
     for shifted in (z, z + 1):  # around any centre
         for name, value in spread(np.float64(shifted)).items():
             close(terms.spread(jnp.asarray(shifted))[name], value)
     # Lengths do not count.
     scaled = terms.spread(jnp.asarray(z * np.exp(random(4000, 1, seed=1))))
-    jax.tree.map(close, scaled, found)
+    jax.tree.map(close, scaled, metrics)
 
 
 def test_spread_of_embeddings_along_a_line_has_rank_one():

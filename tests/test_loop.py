@@ -174,7 +174,7 @@ def wait_for(process, path):
 
 
 def test_killed_and_stopped_by_signals_a_run_ends_like_an_uninterrupted_one(finished, data_dir, tmp_path):
-    """kill -9 after a save and during one, SIGTERM, Ctrl-C, in turn; each time the same command goes on."""
+    """SIGKILL after a save and during one, SIGTERM and Ctrl-C; the same command continues each time."""
     steps = 80  # enough to be stopped four times for sure
     name, workdir = 'self_training', tmp_path / 'run'
     _, reference, _ = finished(name, steps=steps)

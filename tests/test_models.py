@@ -265,21 +265,21 @@ def test_every_network_takes_gray_and_color_and_names_what_it_computes(name, cha
     def outputs(x):
         return jax.eval_shape(lambda v, x: model.apply(v, x)[0], variables, x)
 
-    found = outputs(jax.ShapeDtypeStruct((2, 64, 64, channels), 'float32'))
-    assert found['logits'].shape == (2, 7)
-    assert found['rotation'].shape == (2, 4)
-    assert len(found['features'].shape) == 2
+    shapes = outputs(jax.ShapeDtypeStruct((2, 64, 64, channels), 'float32'))
+    assert shapes['logits'].shape == (2, 7)
+    assert shapes['rotation'].shape == (2, 4)
+    assert len(shapes['features'].shape) == 2
     # Feature maps at the end of every stage, and of its last convolution.
-    maps = {output for output, x in found.items() if len(x.shape) == 4}
+    maps = {output for output, x in shapes.items() if len(x.shape) == 4}
     convolutions = maps & variables['params'].keys()
     assert len(maps) == 2 * len(convolutions) > 0
     assert convolutions == LAST_CONVOLUTIONS.get(name, convolutions)
     for layer in convolutions:
-        assert found[layer].shape[-1] == variables['params'][layer]['kernel'].shape[-1]
+        assert shapes[layer].shape[-1] == variables['params'][layer]['kernel'].shape[-1]
     # The features again, without the backbone.
-    again = outputs(found['features'])
+    again = outputs(shapes['features'])
     assert set(again) == {'features', 'logits', 'rotation'}
-    assert again['logits'] == found['logits']
+    assert again['logits'] == shapes['logits']
     assert {layer for layer, about in model.layers.items() if not about.drops} == set(variables['params'])
     assert {layer for layer, about in model.layers.items() if about.norm} == set(variables['batch_stats'])
     depths = {about.depth for about in model.layers.values()}
@@ -318,10 +318,10 @@ def test_layers_of_someone_elses_network_are_told_by_their_whole_names():
     backbone = ['header_conv', *(f'Conv_{i}' for i in range(11)), 'bottleneck1']
     depths = {name: i for i, name in enumerate(backbone)} | {'bottleneck': 13, 'bottleneck_norm': 13}
     heads = {'head', 'head_projection1', 'head_projection2'}
-    found = model.layers
-    assert {name for name, layer in found.items() if layer.head and not layer.drops} == heads
-    assert {name: found[name].depth for name in depths} == depths
-    assert {found[name].depth for name in heads} == {14}
+    layers = model.layers
+    assert {name for name, layer in layers.items() if layer.head and not layer.drops} == heads
+    assert {name: layers[name].depth for name in depths} == depths
+    assert {layers[name].depth for name in heads} == {14}
     with pytest.raises(UserError, match=r'Ordered.order\(\) leaves out the layer Conv_0'):
         _ = models.create('ordered', 3).layers
 
@@ -363,8 +363,8 @@ def test_a_head_of_width_0_is_as_wide_as_the_features(settings):
 def test_the_output_of_a_convolution_is_zero_without_its_filters(name, settings):
     model = models.create(name, 3, **settings)
     variables = model.init(jax.random.key(0), (16, 16, 1))
-    found = jax.eval_shape(lambda: model.apply(variables, jnp.zeros((1, 16, 16, 1)))[0])
-    convolutions = found.keys() & variables['params'].keys()
+    outputs = jax.eval_shape(lambda: model.apply(variables, jnp.zeros((1, 16, 16, 1)))[0])
+    convolutions = outputs.keys() & variables['params'].keys()
     kernels = {layer: {**variables['params'][layer]} for layer in convolutions}
     for leaves in kernels.values():
         leaves['kernel'] = leaves['kernel'].at[..., 1].set(0)

@@ -78,14 +78,14 @@ def test_outputs_and_batch_statistics_equal_pytorchs(ours, theirs):
         return
     outputs, stats = apply(model, variables, images, train=True)
     close(outputs['logits'], EXPECTED[f'{theirs}/train_logits'], 1e-3)
-    found = {}
+    statistics = {}
     for layer, leaves in stats.items():
         for leaf, value in leaves.items():
-            found[
+            statistics[
                 pretrained.name_in_file('torch', type(model.network.backbone).__name__, 'batch_stats', layer, leaf)
             ] = value
     for name in trained:
-        close(found[name.removeprefix(f'{theirs}/train/')], EXPECTED[name], 1e-4)
+        close(statistics[name.removeprefix(f'{theirs}/train/')], EXPECTED[name], 1e-4)
 
 
 @pytest.mark.parametrize(('ours', 'theirs'), DEEPER.items())
@@ -155,8 +155,8 @@ def test_imagenet_classes_of_photographs():
     logits = apply(model, variables, images)[0]['logits']
     close(logits[-2:], EXPECTED['efficientnet-lite0/real_logits_224'], 1e-4)
     top5 = jax.lax.top_k(logits[:-2], 5)[1]
-    found = {name: set(np.asarray(top).tolist()) for name, top in zip(photographs, top5, strict=True)}
-    assert all(found[name] & classes[name] for name in classes), found
+    predicted = {name: set(np.asarray(top).tolist()) for name, top in zip(photographs, top5, strict=True)}
+    assert all(predicted[name] & classes[name] for name in classes), predicted
 
 
 @pytest.mark.parametrize(('interpolation', 'pillow'), [('bilinear', 'BILINEAR'), ('bicubic', 'BICUBIC')])

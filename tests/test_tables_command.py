@@ -204,7 +204,7 @@ def test_check_names_the_rows_that_other_code_made():
     ('text', 'message'),
     [('{}', 'not a valid table'), ('{"cells": [{"row": 1}]}', 'not a valid table'), ('{', 'damaged')],
 )
-def test_a_file_that_is_none_of_a_table_is_named(text, message):
+def test_a_file_that_is_not_a_valid_table_is_named(text, message):
     FOLDER.mkdir(parents=True)
     (FOLDER / 'table.json').write_text(text)
     with pytest.raises(UserError, match=message):

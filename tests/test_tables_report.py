@@ -12,7 +12,14 @@ from tables import report
 
 
 def make(values, error=False, seeds=(0, 1, 2), **more):
-    """values: {row: {column: {seed: accuracy, or None, or why it failed}}}. Returns the content of a table.json."""
+    """Returns the content of a table.json.
+
+    Args:
+        values: {row: {column: {seed: accuracy, or None, or reason why the run failed}}}.
+        error: Whether the table has error rates.
+        seeds: Seeds of the table.
+        **more: Further fields.
+    """
     columns = list(dict.fromkeys(column for cells in values.values() for column in cells))
     cells = []
     for row, of_row in values.items():

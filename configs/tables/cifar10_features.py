@@ -1,4 +1,4 @@
-"""What features learned without labels are worth on CIFAR-10, beside published numbers.
+"""Evaluation of features learned without labels on CIFAR-10, beside published numbers.
 
     python main.py --config=configs/tables/cifar10_features.py --jobs=2 --gpus=0,1
 

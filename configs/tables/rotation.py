@@ -1,4 +1,4 @@
-"""What features learned without labels are worth on digits and Fashion-MNIST, beside those of random weights.
+"""Evaluation of features learned without labels on digits and Fashion-MNIST, beside those of random weights.
 
     python main.py --config=configs/tables/rotation.py --jobs=2
 
