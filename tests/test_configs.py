@@ -199,10 +199,8 @@ def trace(settings: settings_lib.Settings, image: tuple[int, int, int], classes:
     labels = np.arange(500) % classes
     trainer = step_lib.Trainer.create(settings, DataSpec(classes, image, labels, 5000, sizes))
     if not augmented:
-        weak = trainer.augmentations['weak']
-        trainer = dataclasses.replace(
-            trainer, augmentations=trainer.augmentations | {'strong': weak, 'distorted': weak}
-        )
+        weak = dict.fromkeys(('strong', 'distorted'), trainer.augmentations['weak'])
+        trainer = dataclasses.replace(trainer, augmentations={**trainer.augmentations, **weak})
     batch = {
         stream: {'images': jax.ShapeDtypeStruct((n, *image), 'uint8')}
         | dict.fromkeys(('labels', 'indices'), jax.ShapeDtypeStruct((n,), 'int32'))

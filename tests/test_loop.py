@@ -72,7 +72,7 @@ def finished(make_settings, data_dir, tmp_path_factory):
     return make
 
 
-# One method without rounds and one with; tests/test_behaviour.py has all of them through a checkpoint.
+# One method without rounds and one with; tests/test_behaviour_steps.py has all of them through a checkpoint.
 BOTH = pytest.mark.parametrize('name', ['fixmatch', 'self_training'])
 
 

@@ -259,10 +259,8 @@ LAST_CONVOLUTIONS = {
 @pytest.mark.parametrize(
     ('name', 'channels'),
     # Gray for one of each kind.
-    [
-        *((name, 3) for name in models.MODELS),
-        *((n, 1) for n in ('wide_resnet', 'resnet18', 'bit_r50x1', 'lenet', 'dtn')),
-    ],
+    [(name, 3) for name in models.MODELS]
+    + [(name, 1) for name in ('wide_resnet', 'resnet18', 'bit_r50x1', 'efficientnet_lite0', 'lenet', 'dtn')],
 )
 def test_every_network_takes_gray_and_color_and_names_what_it_computes(name, channels):
     model = models.create(name, 7, heads={'rotation': (16, 4)})
