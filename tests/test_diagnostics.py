@@ -72,7 +72,7 @@ def test_many_of_a_class_or_none_at_all_are_no_collapse(caplog):
 def test_a_run_logs_and_warns_of_pseudo_labels(make_settings, data_dir, tmp_path, caplog):
     """Of one method that uses no pseudo-label, and of one that uses all."""
     settings = make_settings('fixmatch', steps=4)
-    methods = {'supervised': {}, 'fixmatch': {'threshold': 1.1}, 'pseudo_label': {'threshold': 0.0}}
+    methods = {'supervised': {}, 'fixmatch': {'threshold': 1.0}, 'pseudo_label': {'threshold': 0.0}}
     run_lib.run(dataclasses.replace(settings, methods=methods), tmp_path / 'run', data_dir)
     assert caplog.text.count('fixmatch/loss was exactly 0') == 1
     assert 'pseudo_label/loss was exactly 0' not in caplog.text

@@ -67,13 +67,18 @@ def test_an_interrupted_report_goes_on(rotation, data_dir):
     assert (workdir / 'transfer' / 'random-20' / 'metrics.jsonl').read_text() == before
 
 
-def test_the_method_that_fine_tunes_is_a_setting(make_settings, data_dir, tmp_path):
+def test_the_method_that_fine_tunes_is_a_setting(make_settings):
     settings = make_settings('rotation')
     chosen = dataclasses.replace(settings.transfer, labels=(20,), method='finetune')
     assert transfer.finetuning(dataclasses.replace(settings, transfer=chosen), 20, '').methods == {'finetune': {}}
-    wrong = dataclasses.replace(settings, transfer=dataclasses.replace(chosen, method='finetun'))
     with pytest.raises(UserError, match="Did you mean 'finetune'"):
-        experiment.run(wrong, tmp_path / 'run', data_dir)
+        dataclasses.replace(chosen, method='finetun')
+
+
+def test_labels_that_the_evaluation_lacks_are_an_error_before_training(make_settings, data_dir, tmp_path):
+    settings = make_settings('rotation', **{'transfer.labels': (20, 5000)})
+    with pytest.raises(UserError, match='5000 balanced labels need 500'):
+        experiment.run(settings, tmp_path / 'run', data_dir)
     assert not (tmp_path / 'run').exists()
 
 
