@@ -20,9 +20,10 @@ from data import datasets
 from data.builders import idx
 from errors import UserError
 from methods.base import DataSpec
+from tables import worker
+from train import experiment, transfer
 from train import settings as settings_lib
 from train import step as step_lib
-from train import transfer
 from train.streams import Streams
 
 CONFIGS = {name: importlib.import_module(f'configs.{name}') for name in conftest.CONFIGS}
@@ -484,7 +485,7 @@ def test_every_config_takes_any_prepared_data_set(name, prepared):
     prepared(name, shape, classes, splits, first)
     for module in CONFIGS.values():
         arg = f'{name},target={name}' if module is dann else name
-        assert data_sets.assumed(settings_lib.from_config(module.get_config(arg))).startswith(f'{name} ({classes} ')
+        settings_lib.from_config(module.get_config(arg))
     pair = f'{name},target={name}'
     for module, arg in (
         *((module, name) for module in (fixmatch, finetune, rotation)),  # the others have the data of fixmatch
@@ -493,6 +494,7 @@ def test_every_config_takes_any_prepared_data_set(name, prepared):
         settings = settings_lib.from_config(module.get_config(arg))
         streams = Streams.load(settings, None)
         transfer.check(settings)
+        assert data_sets.assumed(settings).startswith(f'{name} ({classes} classes, ')
         assert len(streams.held_out['test'][0]) == (72 if name == 'kmnist' else 8 * classes // 5)
     labels = rotation.get_config(name).transfer.labels
     assert labels == {'kmnist': (50, -1), 'tf_flowers': (25, -1), 'cifar10_corrupted': (50, -1)}[name]
@@ -519,6 +521,14 @@ def test_what_is_assumed_is_what_follows_from_the_data(prepared):
     for arg in ('digits', 'fashion_mnist', 'cifar10'):
         assert not data_sets.assumed(settings_lib.from_config(fixmatch.get_config(arg)))
     assert not data_sets.assumed(settings_lib.from_config(dann.get_config('mnist,target=usps')))
+
+
+def test_a_cell_of_a_table_logs_what_it_assumes(prepared, tmp_path, monkeypatch, capsys):
+    prepared('kmnist', (28, 28, 1), 10)
+    monkeypatch.setattr(experiment, 'run', lambda *_: None)
+    settings = settings_lib.from_config(fixmatch.get_config('kmnist'))
+    worker._run(settings, tmp_path, None)
+    assert capsys.readouterr().out == data_sets.assumed(settings) + '\n'
 
 
 def test_rotation_has_the_epochs_of_the_papers_code_and_no_more_labels_than_images():
