@@ -527,6 +527,7 @@ def test_a_cell_of_a_table_logs_what_it_assumes(prepared, tmp_path, monkeypatch,
     prepared('kmnist', (28, 28, 1), 10)
     monkeypatch.setattr(experiment, 'run', lambda *_: None)
     settings = settings_lib.from_config(fixmatch.get_config('kmnist'))
+    capsys.readouterr()  # of tfds, which has prepared it
     worker._run(settings, tmp_path, None)
     assert capsys.readouterr().out == data_sets.assumed(settings) + '\n'
 
