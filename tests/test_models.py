@@ -372,7 +372,8 @@ def test_the_output_of_a_convolution_is_zero_without_its_filters(name, settings)
     outputs = jax.eval_shape(lambda: model.apply(variables, jnp.zeros((1, 16, 16, 1)))[0])
     convolutions = outputs.keys() & variables['params'].keys()
     for layer in convolutions:
-        variables['params'][layer]['kernel'][..., 1] = 0
+        for leaf in variables['params'][layer].values():  # the kernel and, in LeNet, a bias
+            leaf[..., 1] = 0
     outputs, _ = compiled(model, train=False)(variables, np.abs(random(2, 16, 16, 1)))
     for layer in convolutions:
         assert not np.any(outputs[layer][..., 1])
