@@ -1,6 +1,5 @@
 """The pages say what is true of the code: links, commands, names of configs and settings."""
 
-import ast
 import concurrent.futures
 import importlib.util
 import json
@@ -14,6 +13,7 @@ import sys
 import nbformat
 import pytest
 import yaml
+from test_imports import IMPORTS
 
 import configs
 from data import datasets
@@ -172,28 +172,16 @@ def test_files_exist(page):
         assert (ROOT / file).exists(), file
 
 
-def imported(path: pathlib.Path) -> set[pathlib.Path]:
-    """Returns the files of the repository that a file imports, in functions, too."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {node.module, *(f'{node.module}.{alias.name}' for alias in node.names)}
-    stems = [ROOT / name.replace('.', '/') for name in names]
-    return {file for stem in stems for file in (stem.with_suffix('.py'), stem / '__init__.py') if file.exists()}
-
-
 def test_path_of_a_newcomer_is_at_most_12_files_that_import_each_other():
     section = read('CONTRIBUTING.md').split('## A new method')[0]
-    path = [ROOT / name for name in re.findall(r'^\d+\. `([\w/]+\.py)`', section, re.MULTILINE)]
-    assert path[0] == ROOT / 'main.py'
+    path = re.findall(r'^\d+\. `([\w/]+\.py)`', section, re.MULTILINE)
+    assert path[0] == 'main.py'
     assert 2 < len(path) <= 12
-    by_name = {ROOT / 'configs' / 'fixmatch.py', ROOT / 'methods' / 'fixmatch.py'}
+    by_name = {'configs/fixmatch.py', 'methods/fixmatch.py'}
     known = set()
     for file in path:
         assert file in known | by_name or file == path[0], file
-        known |= imported(file)
+        known |= IMPORTS[file]
 
 
 @pytest.fixture(scope='module')
