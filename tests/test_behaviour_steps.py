@@ -68,7 +68,8 @@ def prepared(request, make_settings, data_dir):
     else:
         state = dataclasses.replace(state, step=jnp.int32(settings.steps // 2))
     state = jax.device_get(state)
-    return Prepared(trainer, streams, first, state, jax.jit(functools.partial(step_lib.step, trainer)), meshes)
+    step = jax.jit(functools.partial(step_lib.step, trainer), out_shardings=jax.P())
+    return Prepared(trainer, streams, first, state, step, meshes)
 
 
 def leaves(tree):

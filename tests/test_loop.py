@@ -139,6 +139,13 @@ def test_test_images_reach_no_parameter_and_a_run_compiles_its_step_once(
     assert rows(reference, 'test_loss') != rows(tmp_path / 'run', 'test_loss')
 
 
+def test_the_memory_of_a_method_is_whole_on_every_device(make_settings, data_dir, tmp_path, caplog):
+    """As it comes from a checkpoint: split over the devices it would make the second step another program."""
+    with jax.log_compiles():
+        run_lib.run(make_settings('comatch', steps=2), tmp_path / 'run', data_dir)
+    assert caplog.text.count('Compiling jit(step)') == 1
+
+
 @BOTH
 def test_a_run_that_died_again_and_again_ends_like_an_uninterrupted_one(name, finished, data_dir, tmp_path, dies_at):
     """Before the first checkpoint, between a checkpoint and a round (after step 6), and shortly before the end."""

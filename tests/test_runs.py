@@ -82,6 +82,13 @@ def test_labels_that_the_evaluation_lacks_are_an_error_before_training(make_sett
     assert not (tmp_path / 'run').exists()
 
 
+def test_a_layer_that_the_network_lacks_is_an_error_before_training(make_settings, data_dir, tmp_path):
+    settings = make_settings('rotation', **{'transfer.labels': (20,), 'transfer.layer': 'stage9'})
+    with pytest.raises(UserError, match=r"output of the network.*'stage9'.*stage1"):
+        experiment.run(settings, tmp_path / 'run', data_dir)
+    assert not (tmp_path / 'run').exists()
+
+
 def test_code_of_a_run_is_that_of_its_methods_and_of_what_fine_tunes_its_features(rotation):
     settings, _, result = rotation
     assert provenance.used_methods(result['settings']) == ['rotation', 'supervised']

@@ -44,6 +44,22 @@ class Predict(Protocol):
         """
 
 
+def check(trainer: Trainer, state: TrainState) -> None:
+    """Traces what the features of a run are evaluated with, if they are.
+
+    Args:
+        trainer: The trainer of the network.
+        state: A state or its shapes.
+
+    Raises:
+        UserError: The network has no output `transfer.layer`.
+    """
+    if trainer.settings.transfer.labels or 'labeled' not in trainer.batch_sizes:
+        images = jax.ShapeDtypeStruct((1, *trainer.data.image_shape), jnp.uint8)
+        output = functools.partial(_output, trainer, output=trainer.settings.transfer.layer)
+        jax.eval_shape(output, state.params, state.batch_stats, images)
+
+
 def create(trainer: Trainer, mesh: jax.sharding.Mesh) -> Predict:
     """Returns the function that predicts with the trainer's network, on all devices of the mesh."""
     compiled = jax.jit(functools.partial(_output, trainer), static_argnames='output')

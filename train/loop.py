@@ -45,8 +45,11 @@ def train(trainer: Trainer, streams: Streams, folder: RunFolder, mesh: jax.shard
         Interrupted: After SIGTERM or Ctrl-C.
     """
     settings = trainer.settings
-    step = jax.jit(functools.partial(step_lib.step, trainer), static_argnames='head_only', donate_argnums=0)
-    next_round = jax.jit(functools.partial(step_lib.next_round, trainer), donate_argnums=0)
+    # Left alone, the compiler splits the memory of some methods over the devices. A state read from a checkpoint is
+    # whole, and would go on with another program.
+    jit = functools.partial(jax.jit, donate_argnums=0, out_shardings=jax.P())
+    step = jit(functools.partial(step_lib.step, trainer), static_argnames='head_only')
+    next_round = jit(functools.partial(step_lib.next_round, trainer))
     predict = evaluation.create(trainer, mesh)
     evaluate = evaluation.Evaluator(trainer, streams, predict, folder.path / 'features')
     with _caught_signals() as signals, Checkpoints(folder.path / 'checkpoints') as checkpoints:
@@ -60,7 +63,7 @@ def train(trainer: Trainer, streams: Streams, folder: RunFolder, mesh: jax.shard
                 if done > 1 and (done - 1) % trainer.round_steps == 0:
                     log.flush()
                     logits = predict(state.ema_params, state.batch_stats, streams.unlabeled())
-                    state = mesh_lib.put_replicated(mesh, next_round(state, mesh_lib.put_replicated(mesh, logits)))
+                    state = next_round(state, mesh_lib.put_replicated(mesh, logits))
                 batch = mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, settings.seed, done - 1))
                 state, metrics = step(state, batch, head_only=done <= settings.optimizer.unfreeze_step)
                 log.step(done, metrics)

@@ -59,7 +59,8 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
     mesh = mesh_lib.create(*trainer.batch_sizes.values())
     with jax.set_mesh(mesh):
         # Before anything is written.
-        step_lib.check(trainer, mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, settings.seed, 0)))
+        batch = mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, settings.seed, 0))
+        evaluation.check(trainer, step_lib.check(trainer, batch))
         with RunFolder(workdir, settings, {**_identity(trainer), 'devices': mesh.size}) as folder:
             if (finished := folder.read_json('result.json')) is not None:
                 print(f'{workdir} holds this very run, finished.')

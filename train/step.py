@@ -16,13 +16,16 @@ from train.views import make_views
 _NOTHING = Metrics({}, {})
 
 
-def check(trainer: Trainer, batch: Batch) -> None:
+def check(trainer: Trainer, batch: Batch) -> TrainState:
     """Traces a step. `init` and `step` reuse the trace if the batch is on the same devices.
+
+    Returns:
+        The shapes of the state.
 
     Raises:
         UserError: Settings contradict each other.
     """
-    jax.eval_shape(functools.partial(init, trainer), batch)
+    return jax.eval_shape(functools.partial(init, trainer), batch)
 
 
 def init(trainer: Trainer, batch: Batch) -> TrainState:
