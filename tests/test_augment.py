@@ -17,7 +17,9 @@ COLOUR = (32, 32, 3)
 OBLONG = (8, 96, 3)  # The smallest and the largest size.
 GREY = (32, 32, 1)
 # As users compile, unlike the other tests (conftest.py): only then would products and sums be fused that PIL rounds.
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 3})
+jit = functools.partial(
+    jax.jit, compiler_options={'xla_backend_optimization_level': 3, 'xla_cpu_use_fusion_emitters': True}
+)
 
 
 # What PIL makes of it, written from the published protocols.

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 
+import launch
 import nbformat
 import pytest
 import yaml
@@ -191,8 +192,9 @@ def processes(data_dir, tmp_path_factory):
 
     def run(command, flags):
         where = [f'--data_dir={data_dir}', f'--workdir={tmp_path_factory.mktemp("docs") / "run"}']
-        words = [sys.executable, *shlex.split(command)[1:], *where, *flags]
-        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        python, main, *words = shlex.split(command)
+        assert (python, main) == ('python', 'main.py')
+        return launch.main(*words, *where, *flags)
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         yield {command: pool.submit(run, command, flags) for command, flags in HERE.items()}
@@ -214,7 +216,6 @@ def test_picture(tmp_path, monkeypatch):
 def test_tour(tmp_path, data_dir):
     """The notebook runs as it is, and its outputs are in the repository."""
     environment = {**os.environ, 'TFDS_DATA_DIR': data_dir}
-    environment.pop('XLA_FLAGS', None)  # of conftest: its hundreds of steps are slower than their compilation then
     executed = tmp_path / 'tour.ipynb'
     jupyter = pathlib.Path(sys.executable).parent / 'jupyter'
     command = [jupyter, 'execute', TOUR, f'--output={executed.with_suffix("")}']

@@ -215,7 +215,8 @@ def train(make_settings, data_dir):
         trainer = step_lib.Trainer.create(settings, streams.spec(settings))
         with jax.set_mesh(mesh):
             step = jax.jit(functools.partial(step_lib.step, trainer))
-            first = step_lib.init(trainer, streams.batches(trainer.batch_sizes, 0, 0))
+            batch = mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, 0, 0))
+            first = step_lib.init(trainer, batch)
             state = mesh_lib.put_replicated(mesh, first)
             for i in range(3):
                 state, metrics = step(state, mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, 0, i)))

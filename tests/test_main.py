@@ -2,18 +2,17 @@
 
 import concurrent.futures
 import os
-import pathlib
 import shlex
 import subprocess
 import sys
 
+import launch
 import numpy as np
 import pytest
 
 from data import datasets
 from data.builders import idx
 
-ROOT = pathlib.Path(__file__).parents[1]
 # (flags, what the line says)
 MISTAKES = [
     ([], 'Say what to run, --config=FILE, such as configs/'),
@@ -62,8 +61,7 @@ def processes(data_dir, tmp_path_factory):
     def run(flags):
         workdir = tmp_path_factory.mktemp('main') / 'run'
         where = [] if any('--workdir' in flag for flag in flags) else [f'--workdir={workdir}']
-        command = (sys.executable, 'main.py', *flags, f'--data_dir={data_dir}', *where)
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True), workdir
+        return launch.main(*flags, f'--data_dir={data_dir}', *where), workdir
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         yield [pool.submit(run, flags) for flags, _ in MISTAKES]
@@ -88,8 +86,9 @@ def test_what_a_run_assumes_and_does_not_use_and_what_is_next_is_said(tmp_path):
     settings = ('model.blocks=(1,)', 'steps=1', 'data.target_split=a/b', 'transfer.steps=7', 'data.strong.cutout=2')
     flags = [f'--config.{setting}' for setting in settings]
     where = ('--data_dir', str(tmp_path), f'--workdir={tmp_path}/run')
-    command = (sys.executable, 'main.py', '--config=configs/fixmatch.py:kmnist,labels=10', *flags, *where)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    config = '--config=configs/fixmatch.py:kmnist,labels=10'
+    words = (sys.executable, 'main.py', config, *flags, *where)
+    done = subprocess.run(words, cwd=launch.ROOT, capture_output=True, text=True, check=True)
     first = done.stdout.splitlines()[0]
     assert first.startswith('kmnist (10 classes, 28x28 pixels, gray): no recipe in configs/data_sets.py, assumed ')
     assert 'steps' not in first  # which the command says
@@ -98,7 +97,7 @@ def test_what_a_run_assumes_and_does_not_use_and_what_is_next_is_said(tmp_path):
         'warning: --config.transfer.steps has no effect without transfer.labels.',
     ]
     # The last line is a command for a run that begins with the network of this one.
-    typed = [command[2], *flags, f'--config.model.pretrained={tmp_path}/run', f'--data_dir={tmp_path}']
+    typed = [config, *flags, f'--config.model.pretrained={tmp_path}/run', f'--data_dir={tmp_path}']
     words = shlex.split(done.stdout.splitlines()[-1])
     assert words[:2] == ['python', 'main.py']
     assert sorted(words[2:]) == sorted(typed)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import launch
 import pytest
 
 from errors import UserError
@@ -208,7 +209,7 @@ def working_directory(pid):
     ],
 )
 def test_mistakes_are_said_in_one_line(arguments, message):
-    process = subprocess.run((sys.executable, 'main.py', *arguments), cwd=ROOT, capture_output=True, text=True)
+    process = launch.main(*arguments)
     assert process.returncode == 1
     assert message in process.stderr
     assert len(process.stderr.strip().splitlines()) == 1

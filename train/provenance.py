@@ -75,9 +75,9 @@ def digest(methods: Iterable[str]) -> str:
 
 def changed(methods: Iterable[str], since: str | None) -> list[str]:
     """Returns the `files` whose code differs from that at a commit; none if git does not know the commit."""
-    if since is None or _git('cat-file', '-e', since.rstrip('+')) is None:
+    if since is None or _at(since.rstrip('+')) is None:
         return []
-    old = {name: _git('show', f'{since.rstrip("+")}:{name}') for name in files(methods)}
+    old = {name: _at(f'{since.rstrip("+")}:{name}') for name in files(methods)}
     return [name for name, source in old.items() if source is None or code(source) != code(_sources[name])]
 
 
@@ -97,6 +97,12 @@ def code(source: str) -> str:
             end = first.end_lineno or first.lineno
             lines[first.lineno - 1 : end] = [''] * (end - first.lineno + 1)
     return '\n'.join(line.rstrip() for line in lines if line.strip())
+
+
+@functools.cache
+def _at(name: str) -> str | None:
+    """Returns what git has under a name such as 'COMMIT:FILE', None if it has nothing."""
+    return _git('show', name)
 
 
 def _git(*command: str) -> str | None:
