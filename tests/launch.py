@@ -1,4 +1,7 @@
-"""main.py in a process of its own, forked from one that has already imported what takes seconds."""
+"""main.py in a process of its own, forked from one that has already imported what takes seconds.
+
+It differs from a process that a user starts in that memory is not set up for speed (train/startup.py).
+"""
 
 import multiprocessing
 import os
@@ -13,30 +16,48 @@ _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload(['tables.command', 'train.experiment'])
 
 
+class Main:
+    """A process of 'python main.py <words>' in a folder, with the methods of subprocess.Popen that tests need."""
+
+    def __init__(self, *words: str, cwd: pathlib.Path = ROOT):
+        self._folder = tempfile.TemporaryDirectory()
+        self._files = [pathlib.Path(self._folder.name) / name for name in ('stdout', 'stderr')]
+        self._process = _CONTEXT.Process(target=_main, args=(words, cwd, self._files))
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def communicate(self) -> tuple[str, str]:
+        """Waits for the end. Returns what was written to stdout and stderr, the first time."""
+        self._process.join()
+        output, errors = (file.read_text() if file.exists() else '' for file in self._files)
+        self._folder.cleanup()
+        return output, errors
+
+
 def main(*words: str) -> subprocess.CompletedProcess[str]:
-    """Runs 'python main.py <words>' in the root of the repository.
-
-    It differs from a process that a user starts in that imports are made before, and memory is not set up for speed.
-
-    Args:
-        *words: Flags.
-
-    Returns:
-        The exit status, and what was written to stdout and stderr.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        files = [pathlib.Path(folder) / name for name in ('stdout', 'stderr')]
-        process = _CONTEXT.Process(target=_main, args=(words, files))
-        process.start()
-        process.join()
-        return subprocess.CompletedProcess(words, process.exitcode, *(file.read_text() for file in files))
+    """Runs 'python main.py <words>' to its end."""
+    process = Main(*words)
+    output, errors = process.communicate()
+    return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
 
-def _main(words: list[str], files: list[pathlib.Path]) -> None:
+def _main(words: tuple[str, ...], cwd: pathlib.Path, files: list[pathlib.Path]) -> None:
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     sys.stdout, sys.stderr = (os.fdopen(number, 'w', buffering=1) for number in (1, 2))
-    os.chdir(ROOT)
+    os.chdir(cwd)
     os.environ['GLIBC_TUNABLES'] = ''  # no restart
     sys.argv = ['main.py', *words]
-    runpy.run_path('main.py', run_name='__main__')
+    runpy.run_path(str(ROOT / 'main.py'), run_name='__main__')

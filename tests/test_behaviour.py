@@ -33,13 +33,19 @@ def make(name: str) -> Method:
     return methods.create(name, let_through(name))
 
 
+def arrays(inputs: Inputs) -> dict:
+    """Returns what differs between inputs, for functions that are compiled once for all of them."""
+    return {name: getattr(inputs, name) for name in ('images', 'outputs', 'params', 'ema_params')}
+
+
 @functools.cache
 def warm_state(method: Method):
     """Returns the state after two steps and, where there are rounds, the beginning of the second."""
     state = jax.tree.map(jnp.asarray, method.init_state(fakes.SPEC))
+    first = fakes.inputs(method)
+    step = jax.jit(lambda state, given: method.loss(dataclasses.replace(first, **given), state).state)
     for seed in (11, 12):
-        inputs = fakes.inputs(method, seed=seed)
-        state = jax.jit(lambda state, inputs=inputs: method.loss(inputs, state).state)(state)
+        state = step(state, arrays(fakes.inputs(method, seed=seed)))
     p = jax.nn.softmax(jax.random.normal(jax.random.key(0), (fakes.SPEC.num_unlabeled, fakes.NUM_CLASSES)) * 3)
     return method.relabel(state, p, jnp.int32(1))
 
@@ -52,11 +58,18 @@ def without_labeled_images(method: Method, **changes) -> Inputs:
 
 def gradient(method: Method, inputs: Inputs, state, which: str = 'params'):
     """The gradient of the loss in the network's (or the teacher's) parameters."""
+    given = arrays(inputs)
+    return compiled_gradient(method, which)(given.pop(which), given, state)
 
-    def loss(params):
-        changed = dataclasses.replace(inputs, **{which: params})
+
+@functools.cache
+def compiled_gradient(method: Method, which: str):
+    inputs = fakes.inputs(method)
+
+    def loss(params, given, state):
+        changed = dataclasses.replace(inputs, **given, **{which: params})
         if which == 'params':
-            outputs = {view: fakes.network(params, x) for view, x in inputs.images.items()}
+            outputs = {view: fakes.network(params, x) for view, x in changed.images.items()}
             outputs = {
                 view: x if method.views().get(view) == JOINT else jax.lax.stop_gradient(x)
                 for view, x in outputs.items()
@@ -64,7 +77,7 @@ def gradient(method: Method, inputs: Inputs, state, which: str = 'params'):
             changed = dataclasses.replace(changed, outputs=outputs)
         return method.loss(changed, state).loss
 
-    return jax.jit(jax.grad(loss))(getattr(inputs, which))  # operation by operation takes longer to compile
+    return jax.jit(jax.grad(loss))  # operation by operation takes longer to compile
 
 
 @pytest.mark.parametrize('name', UNLABELED)

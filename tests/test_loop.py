@@ -5,16 +5,14 @@ import dataclasses
 import functools
 import json
 import math
-import pathlib
 import random
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
 import time
 
 import jax
+import launch
 import numpy as np
 import pytest
 from conftest import TINY
@@ -26,7 +24,6 @@ from train.run_folder import RunFolder
 from train.streams import Streams
 from train.trainer import Metrics
 
-ROOT = pathlib.Path(__file__).parents[1]
 TIMES = {'seconds', 'images_per_second'}  # what may differ between equal runs
 
 
@@ -165,8 +162,7 @@ def test_a_run_that_died_again_and_again_ends_like_an_uninterrupted_one(name, fi
 def main_process(name, workdir, data_dir, **overrides):
     flags = [f'--config.{key}={value}' for key, value in {**TINY, **overrides}.items()]
     folders = f'--workdir={workdir}', f'--data_dir={data_dir}'
-    command = (sys.executable, 'main.py', f'--config=configs/{name}.py', *folders, *flags)
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = launch.Main(f'--config=configs/{name}.py', *folders, *flags)
     try:
         yield process
     finally:
@@ -176,7 +172,7 @@ def main_process(name, workdir, data_dir, **overrides):
 
 def wait_for(process, path):
     while not path.exists():
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.communicate()
         time.sleep(0.001)
 
 

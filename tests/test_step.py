@@ -27,6 +27,9 @@ def start(make_settings, data_dir):
     def make(name, overrides):
         settings = make_settings(name, **dict(overrides))
         trainer = step_lib.Trainer.create(settings, streams.spec(settings))
+        # RandAugment takes as long to compile as all else; what it does is for other tests.
+        augmentations = {**trainer.augmentations, 'strong': trainer.augmentations['weak']}
+        trainer = dataclasses.replace(trainer, augmentations=augmentations)
         batch = streams.batches(trainer.batch_sizes, settings.seed, 0)
         return trainer, step_lib.init(trainer, batch), batch
 
@@ -41,6 +44,15 @@ def run_step(trainer, state, batch):
 
 
 _compiled = {}
+
+
+def make_views(trainer, state, batch):
+    return jax.jit(functools.partial(views_lib.make_views, trainer))(state, batch)
+
+
+def forward(trainer, state, images):
+    """Returns the outputs of the step's forward pass."""
+    return jax.jit(lambda state, images: losses.forward(trainer, state.params, state, images)[0])(state, images)
 
 
 def flat(tree):
@@ -61,8 +73,8 @@ def differs(a, b):
 def test_one_fixmatch_step_equals_numpy(start):
     """Golden step: the loss from the logits by equations 3 and 4, the update by the rule of Nesterov SGD."""
     trainer, state, batch = start()
-    images = views_lib.make_views(trainer, state, batch)
-    outputs, _ = losses.forward(trainer, state.params, state, images)
+    images = make_views(trainer, state, batch)
+    outputs = forward(trainer, state, images)
     logits = {view: np.float64(output['logits']) for view, output in outputs.items()}
     # A threshold that half of the images pass.
     confidence = np.exp(logits[WEAK].max(-1)) / np.exp(logits[WEAK]).sum(-1)
@@ -153,7 +165,7 @@ def test_values_that_a_method_does_not_have_are_named(start, name, field, value)
 @pytest.mark.parametrize('policy', ['joint', 'no_grad'])
 def test_running_statistics_come_from_all_three_views(start, policy):
     trainer, state, batch = start(**{'methods.fixmatch.statistics': policy})
-    images = views_lib.make_views(trainer, state, batch)
+    images = make_views(trainer, state, batch)
     assert sorted(images) == [LABELED, STRONG, WEAK]
     # The first batch norm sees the first convolution's output.
     x = np.concatenate([conv(v, state.params['stem']['kernel']) for v in images.values()])
@@ -170,8 +182,8 @@ def test_gradient_without_the_weak_view_equals_finite_differences(start):
     trainer, state, batch = start(
         **{'methods.fixmatch.threshold': 0.0, 'methods.fixmatch.statistics': 'no_grad', 'ema_decay': 0.0}
     )
-    images = views_lib.make_views(trainer, state, batch)
-    outputs, _ = losses.forward(trainer, state.params, state, images)
+    images = make_views(trainer, state, batch)
+    outputs = forward(trainer, state, images)
     labels = outputs[WEAK]['logits'].argmax(-1)
 
     @jax.jit
@@ -240,16 +252,18 @@ def test_ema_follows_the_new_parameters(start):
 
 def test_augmentation_differs_between_streams_steps_seeds_and_examples_and_is_repeatable(start):
     trainer, state, batch = start()
+    trainer = step_lib.Trainer.create(trainer.settings, trainer.data)  # with RandAugment
+    make_views = jax.jit(functools.partial(views_lib.make_views, trainer))
     image = batch['unlabeled']['images'][:1]
     same = {s: {**b, 'images': np.repeat(image, len(b['images']), 0)} for s, b in batch.items()}
-    views = views_lib.make_views(trainer, state, same)
-    assert_same(views, views_lib.make_views(trainer, state, same))
+    views = make_views(state, same)
+    assert_same(views, make_views(state, same))
     labeled, weak, strong = (views[v] for v in (LABELED, WEAK, STRONG))
     assert np.any(labeled != weak[:4])
     for view in (labeled, weak, strong):
         assert np.any(view != view[:1])
     for other in (dataclasses.replace(state, step=jnp.int32(1)), dataclasses.replace(state, seed=jnp.int32(1))):
-        for view, images in views_lib.make_views(trainer, other, same).items():
+        for view, images in make_views(other, same).items():
             assert np.any(images != views[view]), view
 
 
@@ -277,10 +291,10 @@ def test_a_batch_that_does_not_divide_over_the_devices_uses_fewer(caplog):
 
 def test_separate_views_have_statistics_of_their_own_and_evaluation_those_of_the_clean_ones(start):
     trainer, state, batch = start(**{'methods.fixmatch.statistics': 'separate'})
-    images = views_lib.make_views(trainer, state, batch)
-    outputs, _ = losses.forward(trainer, state.params, state, images)
+    images = make_views(trainer, state, batch)
+    outputs = forward(trainer, state, images)
     variables = {'params': state.params, 'batch_stats': state.batch_stats}
-    alone, _ = trainer.model.apply(variables, images[STRONG], train=True)
+    alone, _ = jax.jit(functools.partial(trainer.model.apply, train=True))(variables, images[STRONG])
     np.testing.assert_allclose(outputs[STRONG]['logits'], alone['logits'], rtol=1e-4, atol=1e-5)
     new, _ = run_step(trainer, state, batch)
     clean = np.concatenate([conv(images[view], state.params['stem']['kernel']) for view in (LABELED, WEAK)])

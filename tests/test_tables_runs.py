@@ -9,7 +9,6 @@ import pathlib
 import runpy
 import signal
 import subprocess
-import sys
 import time
 
 import launch
@@ -18,7 +17,6 @@ import pytest
 from errors import UserError
 from tables import command, render
 
-ROOT = pathlib.Path(__file__).parents[1]
 STEPS, EVERY = 400, 40  # of a run that is to be caught at work
 
 TABLE = """
@@ -50,9 +48,8 @@ def write(folder, name, *rows, steps=8, every=4):
 
 
 def start(folder, data_dir, name, *flags):
-    """Starts main.py, as users do."""
-    words = (sys.executable, ROOT / 'main.py', f'--config={name}.py', f'--data_dir={data_dir}', *flags)
-    return subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """Starts main.py."""
+    return launch.Main(f'--config={name}.py', f'--data_dir={data_dir}', *flags, cwd=folder)
 
 
 def finish(*args):
