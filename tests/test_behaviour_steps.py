@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from test_behaviour import UNLABELED, let_through
 
 import methods
+from models.layers import BatchNorm, Conv
 from train import mesh as mesh_lib
 from train import step as step_lib
 from train.checkpoint import Checkpoints
@@ -46,6 +48,15 @@ CONFIG_OF = {name: ('dann', f'methods={name}') for name in ('cdan', 'coral', 'mc
 }
 
 
+class Small(nn.Module):
+    """A backbone that compiles faster than any of models/."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = BatchNorm(0.9, 1e-5, name='norm')(Conv(4, stride=2, name='stem')(images), train)
+        return {'features': nn.leaky_relu(x).mean((1, 2))}
+
+
 @pytest.fixture(scope='module', params=UNLABELED)
 def prepared(request, make_settings, data_dir):
     name = request.param
@@ -57,7 +68,8 @@ def prepared(request, make_settings, data_dir):
     # RandAugment takes as long to compile as all else. It knows no method, and the steps of the other files have it.
     augmentations = dict.fromkeys(('strong', 'distorted'), trainer.augmentations['weak'])
     augmentations = {**trainer.augmentations, **augmentations}
-    trainer = dataclasses.replace(trainer, augmentations=augmentations)
+    model = dataclasses.replace(trainer.model, network=trainer.model.network.copy(backbone=Small()))
+    trainer = dataclasses.replace(trainer, augmentations=augmentations, model=model)
     axis_types = (jax.sharding.AxisType.Auto,)
     meshes = tuple(jax.make_mesh((n,), ('data',), axis_types, devices=jax.devices()[:n]) for n in (1, 2))
     with jax.set_mesh(meshes[1]):  # on the devices of the steps, which then share its trace
