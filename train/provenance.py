@@ -75,7 +75,7 @@ def digest(methods: Iterable[str]) -> str:
 
 def changed(methods: Iterable[str], since: str | None) -> list[str]:
     """Returns the `files` whose code differs from that at a commit; none if git does not know the commit."""
-    if since is None or _at(since.rstrip('+')) is None:
+    if since is None or _at(f'{since.rstrip("+")}^{{tree}}') is None:
         return []
     old = {name: _at(f'{since.rstrip("+")}:{name}') for name in files(methods)}
     return [name for name, source in old.items() if source is None or code(source) != code(_sources[name])]
