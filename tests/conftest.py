@@ -35,6 +35,12 @@ TINY = {
 }
 
 
+def pytest_collection_modifyitems(items):
+    """Puts the files first whose single tests take longest, so that all workers have something to do to the end."""
+    long = ('test_docs.py', 'test_tables_runs.py', 'test_loop.py', 'test_behaviour_steps.py')
+    items.sort(key=lambda item: item.path.name not in long)
+
+
 @pytest.fixture(scope='session')
 def make_settings():
     """Returns a function: (config name, config argument, {key: override}) -> Settings of a tiny run on digits."""

@@ -1,6 +1,5 @@
 """The pages say what is true of the code: links, commands, names of configs and settings."""
 
-import concurrent.futures
 import importlib.util
 import json
 import os
@@ -17,7 +16,6 @@ import yaml
 from test_imports import IMPORTS
 
 import configs
-from data import datasets
 from docs import pictures
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -185,24 +183,11 @@ def test_path_of_a_newcomer_is_at_most_12_files_that_import_each_other():
         known |= IMPORTS[file]
 
 
-@pytest.fixture(scope='module')
-def processes(data_dir, tmp_path_factory):
-    """Starts the commands of HERE, one for each core. Returns {command: future of its process}."""
-    datasets.load('digits', 'train', data_dir)  # which several of them would prepare at the same time
-
-    def run(command, flags):
-        where = [f'--data_dir={data_dir}', f'--workdir={tmp_path_factory.mktemp("docs") / "run"}']
-        python, main, *words = shlex.split(command)
-        assert (python, main) == ('python', 'main.py')
-        return launch.main(*words, *where, *flags)
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {command: pool.submit(run, command, flags) for command, flags in HERE.items()}
-
-
 @pytest.mark.parametrize('command', HERE)
-def test_commands_run(command, processes):
-    process = processes[command].result()
+def test_commands_run(command, data_dir, tmp_path):
+    python, main, *words = shlex.split(command)
+    assert (python, main) == ('python', 'main.py')
+    process = launch.main(*words, f'--data_dir={data_dir}', f'--workdir={tmp_path}/run', *HERE[command])
     assert process.returncode == 0 or ('--check' in command and process.stdout), process.stderr
 
 

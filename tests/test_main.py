@@ -1,7 +1,5 @@
 """The command line: every mistake is one line that says what to do, and a non-zero exit."""
 
-import concurrent.futures
-import os
 import shlex
 import subprocess
 import sys
@@ -53,30 +51,16 @@ MISTAKES = [
 ]
 
 
-@pytest.fixture(scope='module')
-def processes(data_dir, tmp_path_factory):
-    """Runs all command lines, each core one at a time. Returns for each its process and run folder, once it is done."""
-    datasets.load('digits', 'train', data_dir)  # which each of them would prepare at the same time
-
-    def run(flags):
-        workdir = tmp_path_factory.mktemp('main') / 'run'
-        where = [] if any('--workdir' in flag for flag in flags) else [f'--workdir={workdir}']
-        return launch.main(*flags, f'--data_dir={data_dir}', *where), workdir
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield [pool.submit(run, flags) for flags, _ in MISTAKES]
-        pool.shutdown(cancel_futures=True)
-
-
-@pytest.mark.parametrize('number', range(len(MISTAKES)), ids=[' '.join(flags) for flags, _ in MISTAKES])
-def test_mistakes_are_one_line(number, processes):
-    done, workdir = processes[number].result()
+@pytest.mark.parametrize(('flags', 'text'), MISTAKES, ids=[' '.join(flags) for flags, _ in MISTAKES])
+def test_mistakes_are_one_line(flags, text, data_dir, tmp_path):
+    where = [] if any('--workdir' in flag for flag in flags) else [f'--workdir={tmp_path}/run']
+    done = launch.main(*flags, f'--data_dir={data_dir}', *where)
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith('error: ')
-    assert MISTAKES[number][1] in lines[0]
-    assert not workdir.exists()
+    assert text in lines[0]
+    assert not (tmp_path / 'run').exists()
 
 
 def test_what_a_run_assumes_and_does_not_use_and_what_is_next_is_said(tmp_path):
