@@ -100,6 +100,7 @@ def all_settings() -> list:
         'tables/digits.py',
         'finetune.py:strategy=delta',
         'dann.py:methods=cdan',
+        'rotation.py:method=barlow_twins',
         *(f'{n}.py' for n in configs.NAMES),
     ]
     return [get_config(f'configs/{path}') for path in paths]
