@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data.builders import folders
+from data.builders import emoji, folders
 from data.builders.digits import Digits
 from data.builders.digits_m import DigitsM
 from data.builders.mnist_m import MnistM
@@ -22,7 +22,7 @@ from data.builders.usps import Usps
 from errors import UserError, first_line, unknown
 
 EMBEDDED = (Digits.name, DigitsM.name)  # Need no download, so they are prepared on first use.
-OWN = (Usps.name, MnistM.name, *folders.NAMES)  # Prepared by own builders, which need no TensorFlow.
+OWN = (Usps.name, MnistM.name, *folders.NAMES, *emoji.NAMES)  # Prepared by own builders, which need no TensorFlow.
 NAMES = (*EMBEDDED, *OWN, 'cifar10', 'cifar100', 'fashion_mnist', 'kmnist', 'mnist', 'stl10', 'svhn_cropped')
 MODES = {1: 'L', 3: 'RGB'}  # Of PIL, by the number of channels.
 
@@ -130,7 +130,7 @@ def find(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
     Raises:
         UserError: There is no such data set.
     """
-    if name in {own.split('/')[0] for own in folders.NAMES}:  # tfds would take the first domain
+    if name in {own.split('/')[0] for own in OWN if '/' in own}:  # tfds would take the first domain
         raise unknown('data set', name, NAMES)
     data_dir = os.path.expanduser(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
     try:

@@ -4,6 +4,7 @@
   python -m data.prepare cifar10 --from=FOLDER                      from cifar-10-binary.tar.gz in FOLDER
   python -m data.prepare fashion_mnist --from=FOLDER                from the four idx files; no TensorFlow
   python -m data.prepare usps                                       download; no TensorFlow
+  python -m data.prepare emoji/noto                                 download with npm; no TensorFlow
   python -m data.prepare office31/amazon --from=FOLDER              from amazon/images/<class>/ in FOLDER
 
 FOLDER holds the original files under their original names, or is a download folder of tfds; then nothing is
@@ -27,7 +28,6 @@ from data import datasets
 from data.aliases import ALIASES
 from data.builders import idx
 from data.builders.mnist_m import MnistM
-from data.builders.usps import Usps
 from errors import UserError, first_line
 
 
@@ -55,7 +55,7 @@ def prepare(name: str, folder: str | None = None, data_dir: str | None = None) -
     if name in datasets.EMBEDDED:
         datasets.write(builder)
     elif name in datasets.OWN:
-        if not folder and name != Usps.name:
+        if not folder and not getattr(builder, 'DOWNLOADS', False):
             raise UserError(f'{name} is not downloaded: add {builder.HOW}.')
         builder.folder = pathlib.Path(folder) if folder else None
         if name == MnistM.name:
@@ -80,10 +80,10 @@ def _mnist(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, n
 def _through_tfds(builder: tfds.core.DatasetBuilder, folder: str | None) -> None:
     """Prepares a data set with tfds, which downloads the original files or takes all of them from `folder`."""
     # tfds 4.9.10 needs importlib_resources but does not require it (tensorflow/datasets issue 11212).
-    lacking = [m for m in ('tensorflow', 'importlib_resources') if importlib.util.find_spec(m) is None]
-    if lacking:
-        but = ' (--from=FOLDER with its four idx files does not)' if builder.name in idx.NAMES else ''
-        raise UserError(f'Preparing {builder.name} needs a package{but}: pip install {" ".join(lacking)}')
+    missing = [m for m in ('tensorflow', 'importlib_resources') if importlib.util.find_spec(m) is None]
+    if missing:
+        other_way = ' (--from=FOLDER with its four idx files does not)' if builder.name in idx.NAMES else ''
+        raise UserError(f'Preparing {builder.name} needs a package{other_way}: pip install {" ".join(missing)}')
     # tfds does not look for local files whose names it does not know.
     originals = {url: info for url, info in (builder.url_infos or {}).items() if info.filename}
     downloads = folder or os.fspath(builder.data_dir_root / 'downloads')

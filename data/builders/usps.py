@@ -29,6 +29,7 @@ class Usps(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version('1.0.0')
+    DOWNLOADS = True
     HOW = '(downloads it; or add --from=FOLDER with usps.bz2 and usps.t.bz2)'
     url_infos = None  # As in digits.py.
     folder = None
