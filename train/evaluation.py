@@ -9,8 +9,6 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
 
 from errors import unknown
 from methods.base import Start
@@ -170,6 +168,9 @@ def neighbours(transfer: Transfer, train: tuple[np.ndarray, np.ndarray], test: t
     Returns:
         The accuracy on the test images, in [0, 1].
     """
+    from sklearn.neighbors import KNeighborsClassifier  # only now: importing it takes a second of every command
+    from sklearn.preprocessing import StandardScaler
+
     (x, y), (test_x, test_y) = train, test
     if transfer.standardize:
         scaler = StandardScaler().fit(x)

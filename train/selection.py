@@ -16,10 +16,9 @@ histogram) of less than half of all. No score uses test images.
 """
 
 import pathlib
+from typing import Any
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from train.streams import Streams
 
@@ -133,8 +132,7 @@ def density_ratio(source: np.ndarray, target: np.ndarray, query_features: np.nda
         Density in the target domain divided by that in the source domain, `[n]`.
     """
     scaler, x, y = _domains(source, target)
-    classifier = LogisticRegression(max_iter=300).fit(x, y)
-    odds = classifier.predict_proba(scaler.transform(query_features))
+    odds = _classifier(x, y).predict_proba(scaler.transform(query_features))
     return odds[:, 1] / np.maximum(odds[:, 0], 1e-12) * len(source) / len(target)
 
 
@@ -145,12 +143,20 @@ def a_distance(source: np.ndarray, target: np.ndarray) -> float:
     features that it is not trained on: 2 for domains that are separable, 0 for domains that are not.
     """
     _, x, y = _domains(source, target)
-    classifier = LogisticRegression(max_iter=300).fit(x[::2], y[::2])
-    return float(2 * (1 - 2 * (classifier.predict(x[1::2]) != y[1::2]).mean()))
+    predicted = _classifier(x[::2], y[::2]).predict(x[1::2])
+    return float(2 * (1 - 2 * (predicted != y[1::2]).mean()))
 
 
-def _domains(source: np.ndarray, target: np.ndarray) -> tuple[StandardScaler, np.ndarray, np.ndarray]:
+def _classifier(x: np.ndarray, y: np.ndarray) -> Any:
+    from sklearn.linear_model import LogisticRegression  # only now: importing it takes a second of every command
+
+    return LogisticRegression(max_iter=300).fit(x, y)
+
+
+def _domains(source: np.ndarray, target: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
     """Returns the scaler of the features, all features standardised, and their domains: 0 source, 1 target."""
+    from sklearn.preprocessing import StandardScaler
+
     x = np.concatenate([source, target])
     scaler = StandardScaler().fit(x)
     return scaler, scaler.transform(x), np.repeat([0, 1], [len(source), len(target)])

@@ -7,8 +7,6 @@ import dataclasses
 import pathlib
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from train import evaluation, run
 from train import mesh as mesh_lib
@@ -100,6 +98,9 @@ def linear_probe(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, n
     Returns:
         The accuracy on the test images, in [0, 1].
     """
+    from sklearn.linear_model import LogisticRegression  # only now: importing it takes a second of every command
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(train[0])
     classifier = LogisticRegression(max_iter=1000).fit(scaler.transform(train[0]), train[1])
     return float(classifier.score(scaler.transform(test[0]), test[1]))

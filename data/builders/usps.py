@@ -5,7 +5,6 @@ import hashlib
 import io
 
 import numpy as np
-import requests
 import tensorflow_datasets as tfds
 
 from data.builders import info
@@ -57,6 +56,8 @@ class Usps(tfds.core.GeneratorBasedBuilder):
             if self.folder:
                 raw = (self.folder / name).read_bytes()
             else:
+                import requests  # slow to import and needed once
+
                 answer = requests.get(URL + name, timeout=60)
                 answer.raise_for_status()
                 raw = answer.content
