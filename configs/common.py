@@ -64,12 +64,21 @@ def base(data: data_sets.DataSet, labels: int, model: str = '', methods: tuple[s
     config = settings.to_config(methods, model or NETWORK)
     recipe = data_sets.MINUTES if data.recipe is None else data.recipe
     config.update_from_flattened_dict({**data.settings, **without_network(recipe, config.model.name)})
+    if data.small and config.model.get('pretrained'):
+        pretrained(config)
     config.data.update(labels=labels, train_split=data.splits[0], test_split=data.splits[1])
     field, policy = WEAK_POLICY
     for hyperparameters in config.methods.values():
         if data.small and field in hyperparameters:
             hyperparameters[field] = policy
     return config
+
+
+def pretrained(config: ConfigDict) -> None:
+    """Changes settings to those of a run of minutes from pretrained weights."""
+    config.update_from_flattened_dict(data_sets.PRETRAINED)
+    if 'bn_momentum' in config.model:
+        config.model.bn_momentum = 0.9  # running statistics have to follow a short training
 
 
 def without_network(recipe: Mapping[str, Any], network: str) -> dict[str, Any]:

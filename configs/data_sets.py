@@ -207,6 +207,21 @@ MINUTES = {
     'eval_steps': 50,
     'checkpoint_steps': 250,
 }
+# From pretrained weights, on every small data set.
+PRETRAINED = {
+    'steps': 300,
+    'batch_size': 16,
+    'data.unlabeled_ratio': 3,
+    'model.resolution': 64,
+    'model.crop': 1.0,
+    'optimizer.learning_rate': 0.02,
+    'optimizer.cosine_cycles': 0.5,
+    'optimizer.weight_decay': 0.0,
+    'ema_decay': 0.0,
+    'log_steps': 10,
+    'eval_steps': 100,
+    'checkpoint_steps': 300,
+}
 _DIGITS = MINUTES | {
     'steps': 2000,
     'batch_size': 8,

@@ -86,20 +86,10 @@ def get_config(arg: str = '') -> ConfigDict:
     config.log_steps = 10
     data = options['data']
     if data.small:
-        if 'bn_momentum' in config.model:
-            config.model.bn_momentum = 0.9  # running statistics have to follow a short training
-        config.update_from_flattened_dict(
-            {
-                'steps': 300,
-                'batch_size': 16,
-                'data.unlabeled_ratio': 1,
-                'model.resolution': 64,
-                'optimizer.learning_rate': learning_rate,
-                'optimizer.cosine_cycles': 0.5,
-                'eval_steps': 100,
-                'checkpoint_steps': 150,
-            }
-        )
+        common.pretrained(config)
+        config.data.unlabeled_ratio = 1
+        config.optimizer.learning_rate = learning_rate
+        config.checkpoint_steps = 150
     else:
         size = data.train if options['labels'] == -1 else options['labels']
         warmup, *boundaries, steps = bit_steps(size)
