@@ -10,8 +10,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-# Pixels in one product.
+# Pixels in one product, and in one sum.
 _BLOCK_ROWS = 1024
+_SUMMED_ROWS = 64
 # Up to here XLA:CPU's convolution has a tenth of its usual speed, and a matrix product all of it.
 _FEW_PIXELS = 16
 _FEW_CHANNELS = 8
@@ -39,13 +40,15 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, same: bool = False) -
     padding = height, width
     if jax.default_backend() != 'cpu':
         return xla_conv(x, kernel, stride, padding)
+    kernel, padding = _without_padding_only(kernel, stride, padding, x.shape[1:3])
     if kernel.shape[2] == 1 < x.shape[3] == kernel.shape[3]:
         return depthwise_conv(x, kernel, stride, padding)
     if kernel.shape[2] != x.shape[3]:
         return xla_conv(x, kernel, stride, padding)
     pixels = -(-x.shape[1] // stride) * -(-x.shape[2] // stride)
-    few = pixels <= _FEW_PIXELS or x.shape[3] < _FEW_CHANNELS
-    if few:
+    if kernel.shape[0] == stride == 1:
+        return pointwise_conv(x, kernel)
+    if pixels <= _FEW_PIXELS or x.shape[3] < _FEW_CHANNELS:
         return matmul_conv(x, kernel, stride, padding)
     return (xla_conv if has_avx512() else blocked_conv)(x, kernel, stride, padding)
 
@@ -63,6 +66,18 @@ def has_avx512() -> bool:
 def _same(length: int, size: int, stride: int) -> tuple[int, int]:
     total = max((-(-length // stride) - 1) * stride + size - length, 0)
     return total // 2, total - total // 2
+
+
+def _without_padding_only(kernel, stride: int, padding: Padding, shape: tuple[int, ...]) -> tuple[jax.Array, Padding]:
+    """Returns the kernel without rows and columns that only ever meet padding, as on maps smaller than the kernel."""
+    size, first, last = kernel.shape[0], kernel.shape[0] - 1, 0
+    for (before, after), length in zip(padding, shape, strict=True):
+        outputs = (before + length + after - size) // stride + 1
+        first = min(first, max(0, before - stride * (outputs - 1)))
+        last = max(last, min(size - 1, before + length - 1))
+    (top, bottom), (left, right) = padding
+    trimmed = (top - first, bottom - (size - 1 - last)), (left - first, right - (size - 1 - last))
+    return kernel[first : last + 1, first : last + 1], trimmed
 
 
 def xla_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
@@ -84,7 +99,28 @@ def _patches(x: jax.Array, size: int, stride: int, padding: Padding) -> list[jax
 def matmul_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """Convolves by one matrix product with all patches: fast where they are few or short."""
     patches = jnp.concatenate(_patches(x, kernel.shape[0], stride, padding), axis=-1)
-    return patches @ kernel.reshape(-1, kernel.shape[3])
+    return pointwise_conv(patches, kernel.reshape(1, 1, -1, kernel.shape[3]))
+
+
+@jax.custom_vjp
+def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolves with `[1, 1, C, F]` by a matrix product: XLA:CPU's own gradient takes up to 8 times as long."""
+    return x @ kernel[0, 0]
+
+
+def _pointwise_forward(x, kernel):
+    return pointwise_conv(x, kernel), (x, kernel)
+
+
+def _pointwise_backward(residuals, gradient):
+    # XLA would transpose both in memory, together with what they are computed from.
+    x, gradient = jax.lax.optimization_barrier((residuals[0], gradient))
+    kernel = residuals[1]
+    to_kernel = x.reshape(-1, x.shape[-1]).T @ gradient.reshape(-1, gradient.shape[-1])
+    return gradient @ kernel[0, 0].T, to_kernel[None, None]
+
+
+pointwise_conv.defvjp(_pointwise_forward, _pointwise_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -100,20 +136,50 @@ def _depthwise_forward(x, kernel, stride, padding):
 
 def _depthwise_backward(stride, padding, residuals, gradient):
     x, kernel = residuals
-    # Of a function without this rule: the gradient in the images is fast already.
-    (to_x,) = jax.vjp(lambda x: depthwise_conv.__wrapped__(x, kernel, stride, padding), x)[1](gradient)
+    # XLA would compute the gradient anew for every shift of it.
+    gradient = jax.lax.optimization_barrier(gradient)
+    to_x = _depthwise_input_gradient(gradient, kernel, stride, padding, x.shape[1:3])
 
     def local(x, gradient):
-        def add(total, image):
-            x, g = image
-            patches = _patches(x[None], kernel.shape[0], stride, padding)
-            return total + jnp.stack([jnp.sum(patch * g, axis=(0, 1, 2)) for patch in patches]), None
+        n, height, width, channels = gradient.shape
+        # A few images at a time: their patches stay in cache. A product with ones is XLA:CPU's fastest sum.
+        block = _block(n, height * width, _SUMMED_ROWS)
+        ones = jnp.ones((1, block * height * width), x.dtype)
 
-        # One image at a time: its patches stay in cache, and XLA:CPU is slow at long sums.
-        zeros = jnp.zeros((kernel.shape[0] ** 2, kernel.shape[3]), x.dtype)
-        return jax.lax.scan(add, zeros, (x, gradient))[0]
+        def add(total, images):
+            x, g = images
+            patches = _patches(x, kernel.shape[0], stride, padding)
+            return total + jnp.concatenate([ones @ (patch * g).reshape(-1, channels) for patch in patches]), None
+
+        blocks = (x.reshape(-1, block, *x.shape[1:]), gradient.reshape(-1, block, *gradient.shape[1:]))
+        return jax.lax.scan(add, jnp.zeros((kernel.shape[0] ** 2, channels), x.dtype), blocks)[0]
 
     return to_x, _sum_over_devices(local)(x, gradient).reshape(kernel.shape)
+
+
+def _depthwise_input_gradient(gradient, kernel, stride, padding, shape):
+    """Returns the gradient in the images: for each residue of their rows and columns by the stride, a sum of shifts."""
+    size = kernel.shape[0]
+    # An output o reads the pixel stride * o + i - padding with the element i of the kernel. So the pixel stride * q + r
+    # has a part in the outputs q + (r + padding - i) / stride, for every i with which that is an integer.
+    taps = [
+        [[(i, (r + before - i) // stride) for i in range((r + before) % stride, size, stride)] for r in range(stride)]
+        for before, _ in padding
+    ]
+    height, width = (-(-n // stride) for n in shape)
+    gradient = jnp.pad(gradient, ((0, 0), (size, size), (size, size), (0, 0)))
+
+    def pixels(rows, columns):
+        terms = [
+            gradient[:, size + a : size + a + height, size + b : size + b + width] * kernel[i, j, 0]
+            for i, a in rows
+            for j, b in columns
+        ]
+        return sum(terms, jnp.zeros((len(gradient), height, width, gradient.shape[3])))
+
+    parts = jnp.stack([jnp.stack([pixels(rows, columns) for columns in taps[1]], 3) for rows in taps[0]], 2)
+    merged = parts.reshape(len(gradient), height * stride, width * stride, -1)
+    return merged[:, : shape[0], : shape[1]]
 
 
 depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
@@ -158,6 +224,11 @@ def weight_gradient(x: jax.Array, gradient: jax.Array, kernel_size: int) -> jax.
     return _sum_over_devices(functools.partial(_local_weight_gradient, kernel_size=kernel_size))(x, gradient)
 
 
+def _block(images: int, pixels: int, most: int) -> int:
+    """Returns how many of the images to take at a time: a divisor, with at most so many pixels if possible."""
+    return max(b for b in range(1, images + 1) if images % b == 0 and (b == 1 or b * pixels <= most))
+
+
 def _sum_over_devices(local: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable:
     """Returns `local(images, gradient)` applied to the images of each device, with the results summed."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -178,7 +249,7 @@ def _local_weight_gradient(x, gradient, kernel_size):
     channels = x.shape[-1]
     pad = (kernel_size - 1) // 2
     # A few images at a time, so that their copies are still in cache for the product.
-    block = max(b for b in range(1, n + 1) if n % b == 0 and (b == 1 or b * height * width <= _BLOCK_ROWS))
+    block = _block(n, height * width, _BLOCK_ROWS)
 
     def add(total, images):
         x, g = images
