@@ -1,17 +1,20 @@
-"""Times one FixMatch step on WRN-28-2, ours and, where PyTorch is installed, the same step in PyTorch.
+"""Times one FixMatch step, ours and, where PyTorch is installed, the same step in PyTorch.
 
-    python -m benchmarks.step [--batch_size=16] [--rounds=7] [--torch_python=PATH]
+    python -m benchmarks.step [--network=efficientnet_lite0] [--batch_size=16] [--rounds=7] [--torch_python=PATH]
 
-A step is B labeled, 7 B weak and 7 B strong 32x32x3 images through the network, forward and backward, SGD with
-Nesterov momentum and EMA. Ours also augments the images in the step; PyTorch gets them ready-made, on all cores,
-in channels_last. Ours comes with both policies for the weak view (methods/fixmatch.py) and both weight gradients
-of models/conv.py, which chooses by the CPU. Every contestant has a process of its own, as a training run has, PyTorch
-with this Python or that of --torch_python, so that it needs no place in the requirements. In each round the
-contestants run in random order; figures are medians over the rounds, ratios those of the ratios in a round.
+A step is B labeled, mu B weak and mu B strong images through the network, forward and backward, SGD with Nesterov
+momentum and EMA: WRN-28-2 with mu 7 and 32x32x3 images, or EfficientNet-Lite0 with mu 3 and 64x64 images. Ours also
+augments the images in the step; PyTorch gets them ready-made, on all cores, in channels_last. Both come with two
+policies for the weak view (methods/fixmatch.py): in one pass with the other views, or without gradient. For WRN-28-2
+ours has both weight gradients of models/conv.py, which chooses by the CPU. Every contestant has a process of its own,
+as a training run has, PyTorch with this Python or that of --torch_python, so that it needs no place in the
+requirements. In each round the contestants run in random order; figures are medians over the rounds, ratios to
+PyTorch with the same policy those of the ratios in a round.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import pathlib
 import statistics
@@ -22,13 +25,40 @@ from collections.abc import Callable, Sequence
 
 from benchmarks import rounds
 
-STEPS = 2  # of a round
+PYTORCH = 'PyTorch'
+POLICIES = ('no_grad', 'joint')
 
 
-def serve(policy: str, convolution: str, batch_size: int) -> None:
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What a step is of.
+
+    Attributes:
+        arg: Argument of configs/fixmatch.py.
+        ratio: Unlabeled images for a labeled one.
+        shape: Of the images.
+        convolutions: Weight gradients to compare.
+        steps: Of a round.
+    """
+
+    arg: str
+    ratio: int
+    shape: tuple[int, int, int]
+    convolutions: tuple[str, ...]
+    steps: int
+
+
+WORKLOADS = {
+    'wide_resnet': Workload('cifar10,labels=40', 7, (32, 32, 3), ('xla', 'blocked'), steps=2),
+    'efficientnet_lite0': Workload('digits,labels=20,model=efficientnet_lite0', 3, (64, 64, 1), ('xla',), steps=8),
+}
+
+
+def serve(network: str, policy: str, convolution: str, batch_size: int) -> None:
     """Answers each line on standard input, a number of steps, with the seconds they took.
 
     Args:
+        network: One of WORKLOADS.
         policy: Batch-norm policy of the weak view.
         convolution: Weight gradient of the convolutions, 'xla' or 'blocked'.
         batch_size: Labeled images in a step.
@@ -46,21 +76,24 @@ def serve(policy: str, convolution: str, batch_size: int) -> None:
     from train import settings as settings_lib
     from train import step as step_lib
 
+    work = WORKLOADS[network]
     mesh_lib.configure()
     instructions = 'with AVX-512' if conv.has_avx512() else 'without AVX-512'
     conv.has_avx512 = {'blocked': lambda: False, 'xla': lambda: True}[convolution]
-    config = fixmatch.get_config('cifar10,labels=40')
+    config = fixmatch.get_config(work.arg)
+    if config.model.get('pretrained'):
+        config.model.pretrained = ''  # as fast with random weights
     config.batch_size = batch_size
     config.methods.fixmatch.statistics = policy
     settings = settings_lib.from_config(config)
     rng = np.random.default_rng(0)
-    sizes = {'labeled': batch_size, 'unlabeled': batch_size * settings.data.unlabeled_ratio}
-    data = DataSpec(10, (32, 32, 3), np.arange(40) % 10, num_unlabeled=50000, batch_sizes=sizes)
+    sizes = {'labeled': batch_size, 'unlabeled': batch_size * work.ratio}
+    data = DataSpec(10, work.shape, np.arange(40) % 10, num_unlabeled=50000, batch_sizes=sizes)
     trainer = step_lib.Trainer.create(settings, data)
     mesh = mesh_lib.create(*sizes.values())
     host_batch = {
         stream: {
-            'images': rng.integers(0, 256, (size, 32, 32, 3), np.uint8),
+            'images': rng.integers(0, 256, (size, *work.shape), np.uint8),
             'labels': rng.integers(0, 10, size).astype(np.int32),
             'indices': np.arange(size, dtype=np.int32),
         }
@@ -100,20 +133,23 @@ def start(stack: contextlib.ExitStack, *command: str) -> tuple[str, Callable[[in
     return process.stdout.readline().strip(), seconds
 
 
-def commands(batch_size: int, torch_python: str) -> dict[str, Sequence[str]]:
-    """Returns {contestant: the command that `start` gets}."""
+def commands(network: str, batch_size: int, torch_python: str) -> dict[str, Sequence[str]]:
+    """Returns {contestant: the command that `start` gets}; the first word of a name is its policy."""
+    work = WORKLOADS[network]
     ours = (sys.executable, '-m', 'benchmarks.step', f'--batch_size={batch_size}', '--serve')
     torch_script = str(pathlib.Path(__file__).with_name('torch_step.py'))
+    more = str(batch_size), str(work.ratio), str(work.shape[0])
     return {
-        f'{policy}, {convolution} weight gradient': (*ours, f'{policy},{convolution}')
-        for policy in ('no_grad', 'joint')
-        for convolution in ('xla', 'blocked')
-    } | {'PyTorch': (torch_python, torch_script, str(batch_size))}
+        f'{policy}, {convolution} weight gradient': (*ours, f'{network},{policy},{convolution}')
+        for policy in POLICIES
+        for convolution in work.convolutions
+    } | {f'{policy}, {PYTORCH}': (torch_python, torch_script, network, policy, *more) for policy in POLICIES}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--network', choices=WORKLOADS, default='wide_resnet', help='(default: wide_resnet)')
     parser.add_argument('--batch_size', type=int, default=16, help='labeled images in a step (default: 16)')
     parser.add_argument('--rounds', type=int, default=7, help='measured rounds (default: 7)')
     parser.add_argument('--torch_python', default=sys.executable, help='a Python that has PyTorch')
@@ -121,23 +157,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.serve:
         return serve(*args.serve.split(','), args.batch_size)
+    work = WORKLOADS[args.network]
     with contextlib.ExitStack() as stack:
         contestants = {}
-        for name, command in commands(args.batch_size, args.torch_python).items():
+        for name, command in commands(args.network, args.batch_size, args.torch_python).items():
             banner, seconds = start(stack, *command)
-            if not banner and name != 'PyTorch':
+            if not banner and PYTORCH not in name:
                 sys.exit(f'{name} could not be started, see above.')
             print(f'{name}: {banner or "not there, so no ratios"}')
             if banner:
-                contestants[name] = functools.partial(seconds, STEPS)
+                contestants[name] = functools.partial(seconds, work.steps)
                 seconds(1)  # compiles
         results = rounds.measure(contestants, args.rounds)
-    print(f'\n{"batch " + str(args.batch_size) + " x 15":<34}{"images/s":>10}{"s/step":>9}{"x PyTorch":>11}')
+    views = 1 + 2 * work.ratio
+    print(f'\n{f"batch {args.batch_size} x {views}":<34}{"images/s":>10}{"s/step":>9}{"x PyTorch":>11}')
     for name, seconds in results.items():
         median = statistics.median(seconds)
-        peer = results.get('PyTorch', [float('nan')] * args.rounds)
+        peer = results.get(f'{name.split(",")[0]}, {PYTORCH}', [float('nan')] * args.rounds)
         ratio = statistics.median(theirs / own for theirs, own in zip(peer, seconds, strict=True))
-        print(f'{name:<34}{args.batch_size * 15 * STEPS / median:>10.0f}{median / STEPS:>9.2f}{ratio:>11.2f}')
+        print(
+            f'{name:<34}{args.batch_size * views * work.steps / median:>10.0f}{median / work.steps:>9.2f}{ratio:>11.2f}'
+        )
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
-"""The FixMatch step of benchmarks.step in PyTorch: WRN-28-2, channels_last, one forward pass over all views.
+"""The FixMatch step of benchmarks.step in PyTorch, channels_last.
 
-Answers each line on standard input (a number of steps) with the seconds they took. Needs only PyTorch.
+Answers each line on standard input (a number of steps) with the seconds they took. Needs only PyTorch and, for
+EfficientNet-Lite0, the package efficientnet-lite-pytorch.
 """
 
 import sys
@@ -9,8 +10,6 @@ import time
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import nn
-
-MU = 7
 
 
 class Block(nn.Module):
@@ -55,20 +54,42 @@ class WideResNet(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def main() -> None:
-    """Serves one line at a time."""
-    batch_size = int(sys.argv[1])
-    model = WideResNet().to(memory_format=torch.channels_last).train()
+def create(network: str) -> nn.Module:
+    """Returns a network for 10 classes."""
+    if network == 'wide_resnet':
+        return WideResNet()
+    from efficientnet_lite_pytorch import EfficientNet
+
+    return EfficientNet.from_name('efficientnet-lite0', num_classes=10)
+
+
+def main(network: str, policy: str, batch_size: int, ratio: int, side: int) -> None:
+    """Serves one line at a time.
+
+    Args:
+        network: 'wide_resnet' or 'efficientnet_lite0'.
+        policy: 'joint' for one pass over all views, 'no_grad' for one of its own, without gradient, over the weak ones.
+        batch_size: Labeled images in a step.
+        ratio: Unlabeled images for a labeled one.
+        side: Of the images, in pixels.
+    """
+    model = create(network).to(memory_format=torch.channels_last).train()
     ema = [p.detach().clone() for p in model.parameters()]
     kernels = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
     groups = [{'params': kernels, 'weight_decay': 5e-4}, {'params': others, 'weight_decay': 0.0}]
     optimizer = torch.optim.SGD(groups, lr=0.03, momentum=0.9, nesterov=True)
-    images = torch.randn(batch_size * (1 + 2 * MU), 3, 32, 32).to(memory_format=torch.channels_last)
+    sizes = [batch_size, ratio * batch_size, ratio * batch_size]
+    images = torch.randn(sum(sizes), 3, side, side).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch_size,))
 
     def step():
-        labeled, weak, strong = model(images).split([batch_size, MU * batch_size, MU * batch_size])
+        if policy == 'joint':
+            labeled, strong, weak = model(images).split(sizes)
+        else:
+            labeled, strong = model(images[: sum(sizes[:2])]).split(sizes[:2])
+            with torch.no_grad():
+                weak = model(images[sum(sizes[:2]) :])
         confidence, guess = weak.detach().softmax(-1).max(-1)
         unlabeled = (F.cross_entropy(strong, guess, reduction='none') * (confidence >= 0.95)).mean()
         loss = F.cross_entropy(labeled, labels) + unlabeled
@@ -87,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))

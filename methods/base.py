@@ -166,7 +166,7 @@ class Loss(NamedTuple):
     Attributes:
         loss: The weighted loss, a scalar.
         state: The method's new state.
-        metrics: Scalars to log; 'loss' is the method's main term before its weight.
+        metrics: Scalars to log; 'loss' is the method's main term before its weight, 'accuracy' that on labeled images.
         pseudo_labels: The pseudo-labels that it used, which the engine scores.
         batch_stats: New running statistics of the network, as `Inputs.forward` returned them; None leaves them to the
             engine. Only one method of a run may return any.

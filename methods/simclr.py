@@ -39,4 +39,4 @@ class SimCLR(Method):
         other = jnp.roll(jnp.arange(2 * n), n)
         loss = cross_entropy(other, similarity).mean()
         accuracy = (similarity.argmax(-1) == other).mean()
-        return Loss(self.weight * loss, state, {'loss': loss, 'accuracy': accuracy, **spread(projections)})
+        return Loss(self.weight * loss, state, {'loss': loss, 'pair_accuracy': accuracy, **spread(projections)})

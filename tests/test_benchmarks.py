@@ -56,7 +56,7 @@ def test_step_answers_with_seconds(monkeypatch, capsys):
     monkeypatch.setattr(conv, 'has_avx512', conv.has_avx512)  # `serve` changes it
     monkeypatch.setenv('GLIBC_TUNABLES', '')  # as if this process had been started anew
     monkeypatch.setattr(sys, 'stdin', io.StringIO('1\n2\n'))
-    step.serve('no_grad', 'blocked', batch_size=2)
+    step.serve('wide_resnet', 'no_grad', 'blocked', batch_size=2)
     banner, *seconds = capsys.readouterr().out.splitlines()
     assert banner.startswith(f'jax {jax.__version__}, 2 x cpu with')
     assert len(seconds) == 2
@@ -71,19 +71,21 @@ def test_step_compares_with_pytorch(monkeypatch, capsys):
             f'import sys; print("banner", flush=True); [print({seconds}, flush=True) for _ in sys.stdin]',
         )
 
-    monkeypatch.setattr(step, 'commands', lambda *_: {'ours': fake(2), 'PyTorch': fake(3)})
+    monkeypatch.setattr(step, 'commands', lambda *_: {'joint, ours': fake(2), 'joint, PyTorch': fake(3)})
     step.main(['--batch_size=4', '--rounds=1'])
     ours, torch = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
-    assert ours == ['ours', '60', '1.00', '1.50']
-    assert torch == ['PyTorch', '40', '1.50', '1.00']
+    assert ours == ['joint,', 'ours', '60', '1.00', '1.50']
+    assert torch == ['joint,', 'PyTorch', '40', '1.50', '1.00']
 
 
 def test_step_without_pytorch(monkeypatch, capsys):
     ours = (sys.executable, '-c', 'import sys; print("banner", flush=True); [print(2, flush=True) for _ in sys.stdin]')
-    monkeypatch.setattr(step, 'commands', lambda *_: {'ours': ours, 'PyTorch': (sys.executable, '-c', '')})
+    monkeypatch.setattr(
+        step, 'commands', lambda *_: {'joint, ours': ours, 'joint, PyTorch': (sys.executable, '-c', '')}
+    )
     step.main(['--rounds=1'])
     out = capsys.readouterr().out
-    assert 'PyTorch: not there, so no ratios' in out
+    assert 'joint, PyTorch: not there, so no ratios' in out
     assert out.endswith('nan\n')
 
 

@@ -104,6 +104,25 @@ def test_a_pretext_task_that_teaches_nothing_is_reported(name, wrong, right, tex
     assert not follow([{f's4l/{name}': right}] * 30, caplog)
 
 
+def test_running_statistics_that_do_not_fit_are_reported_after_two_evaluations(caplog):
+    trained, fits, does_not = {'supervised/accuracy': 0.9}, {'labeled_accuracy': 0.72}, {'labeled_accuracy': 0.68}
+    assert not follow([does_not, trained, does_not, trained, fits, trained, does_not], caplog)
+    (message,) = follow([trained, does_not, trained, does_not, does_not], caplog)
+    assert 'Steps 4 to 8: 90% of the labeled images' in message
+    assert '68% with the running statistics' in message
+    assert 'model.bn_momentum' in message
+
+
+def test_a_run_with_running_statistics_that_hardly_move_says_so(make_settings, data_dir, tmp_path, caplog):
+    """Labels learned by heart in training, and statistics that are still those of the start."""
+    settings = make_settings('supervised', steps=60, eval_steps=10, checkpoint_steps=60, log_steps=10)
+    model = {**settings.model, 'bn_momentum': 0.9999}
+    run_lib.run(dataclasses.replace(settings, model=model), tmp_path / 'run', data_dir)
+    assert caplog.text.count('running statistics') == 1
+    rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+    assert all(0 <= row['labeled_accuracy'] <= 1 for row in rows if 'test_accuracy' in row)
+
+
 def test_a_flip_that_hides_rotations_is_reported(caplog):
     diagnostics.check_views([LABELED, ROTATED], vertical_flip=False)
     diagnostics.check_views([LABELED, STRONG], vertical_flip=True)

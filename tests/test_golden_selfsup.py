@@ -399,7 +399,7 @@ def simclr(student, constant, teacher, images, temperature=0.5):
         others = {k: np.exp(z[i] @ z[k] / temperature) for k in range(2 * n) if k != i}
         losses.append(-np.log(others[partner] / sum(others.values())))
         right.append(max(others, key=others.get) == partner)
-    return np.mean(losses), {'accuracy': np.mean(right), **spread(projections)}
+    return np.mean(losses), {'pair_accuracy': np.mean(right), **spread(projections)}
 
 
 def simsiam(student, constant, teacher, images):

@@ -10,6 +10,7 @@ from methods.base import View
 _STRETCH = 0.1  # fraction of all steps that a failure has to last for a warning
 _NEARLY_ALL = 0.9  # share of pseudo-labels
 _CHANCE = 0.3  # accuracy of predicting four rotations; guessing has 0.25
+_GAP = 0.2  # between the accuracy on labeled images in training and in evaluation
 _NO_SPREAD = 0.1  # standard deviation of embeddings; 1 if they are spread over the sphere
 
 
@@ -46,12 +47,18 @@ class Watch:
         self._stretch = max(1, round(_STRETCH * steps))
         self._since: dict[str, int] = {}  # {failure: step at which it began}
         self._warned: set[str] = set()
+        self._accuracy: float | None = None  # on labeled images in training, over the newest steps
 
     def row(self, step: int, row: dict[str, float | None]) -> None:
-        """Checks a row of training metrics, means over the steps since the row before."""
+        """Checks a row of training metrics, means over the steps since the row before, or of scores."""
+        if self._accuracy is not None and (evaluated := row.get('labeled_accuracy')) is not None:
+            message = _RUNNING.format(training=self._accuracy, evaluation=evaluated)
+            self._check('running', self._accuracy - evaluated > _GAP, step, message, stretch=1)
         for key, value in row.items():
             method, _, name = key.partition('/')
-            if name == 'loss' and step > self._silent_steps.get(method, 0):
+            if name == 'accuracy':
+                self._accuracy = value
+            elif name == 'loss' and step > self._silent_steps.get(method, 0):
                 self._check(f'{method}/loss', value == 0, step, _ZERO.format(method=method))
             elif name == 'pseudo_label_top_class_share':
                 top = row[f'{method}/pseudo_label_top_class']
@@ -62,17 +69,23 @@ class Watch:
             elif name == 'embedding_std':
                 self._check(key, value is not None and value < _NO_SPREAD, step, _EMBEDDING.format(method=method))
 
-    def _check(self, what: str, wrong: bool, step: int, message: str) -> None:
+    def _check(self, what: str, wrong: bool, step: int, message: str, stretch: int | None = None) -> None:
         if not wrong:
             self._since.pop(what, None)
             self._warned.discard(what)
             return
         began = self._since.setdefault(what, step)
-        if step - began >= self._stretch and what not in self._warned:
+        if step - began >= (stretch or self._stretch) and what not in self._warned:
             self._warned.add(what)
             logging.warning('Steps %d to %d: %s', began, step, message)
 
 
+_RUNNING = (
+    '{training:.0%} of the labeled images are classified right with the statistics of a batch, as in training, and '
+    '{evaluation:.0%} with the running statistics, as in evaluation. They do not fit: let them follow faster (a smaller '
+    "model.bn_momentum), keep strong views out of them (statistics='separate' of a method), use a larger batch_size, or "
+    'keep those of the pretrained network (model.frozen_statistics=True).'
+)
 _ZERO = (
     '{method}/loss was exactly 0: {method} contributes no gradient. If {method}/mask_rate is 0, no pseudo-label is '
     'confident enough: lower the threshold (--config.methods.{method}.threshold, where there is one) or train longer; '

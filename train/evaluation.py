@@ -19,6 +19,7 @@ from train.settings import Transfer
 from train.streams import Streams
 from train.trainer import Trainer, TrainState, stream_key
 
+LABELED = 256  # images at most, whose accuracy with running statistics is compared with that in training
 PIXELS = 512 * 64 * 64  # of a batch: the number of images depends on their size
 
 
@@ -96,21 +97,29 @@ class Evaluator:
     folder: pathlib.Path
 
     def __call__(self, step: int, state: TrainState) -> dict[str, float]:
-        """Returns {'<held-out set>_<score>': value} after a step."""
+        """Returns {'<held-out set>_<score>': value} after a step.
+
+        'labeled_accuracy' is that of the parameters in training, not of their average, on labeled images.
+        """
+        scores = {}
         predict = functools.partial(self.predict, state.ema_params, state.batch_stats)
         if 'labeled' in self.trainer.batch_sizes:
             averaged = any(method.rotation_averaged for method in self.trainer.methods.values())
-            score = functools.partial(_score_classifier, predict, averaged)
+            score_set = functools.partial(_score_classifier, predict, averaged)
+            if not self.trainer.model.has_domains:  # running statistics are those of the other domain
+                labeled = self.streams.indices['labeled'][:LABELED]
+                logits = self.predict(state.params, state.batch_stats, self.streams.images[labeled])
+                scores['labeled_accuracy'] = score(logits, self.streams.labels[labeled])['accuracy']
         else:
             transfer, labeled = self.trainer.settings.transfer, self.streams.indices['labeled']
             train = predict(self.streams.images[labeled], transfer.layer), self.streams.labels[labeled]
-            score = functools.partial(_score_neighbours, predict, transfer, train)
+            score_set = functools.partial(_score_neighbours, predict, transfer, train)
         if self.trainer.settings.data.target:
             self._save_features(step, state, predict)
-        return {
+        return scores | {
             f'{name}_{key}': value
             for name, (images, labels) in self.streams.held_out.items()
-            for key, value in score(images, labels).items()
+            for key, value in score_set(images, labels).items()
         }
 
     def _save_features(self, step: int, state: TrainState, predict: Callable[..., np.ndarray]) -> None:

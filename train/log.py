@@ -69,6 +69,7 @@ class Log(contextlib.AbstractContextManager):
 
     def evaluation(self, step: int, scores: Mapping[str, float]) -> None:
         """Writes a row of scores. The time of an evaluation does not count in the training speed."""
+        self._watch.row(step, scores)
         self._write(step, scores)
         self._mark = step, time.monotonic()
 

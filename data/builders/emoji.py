@@ -172,7 +172,7 @@ def shared(
     emoji = []
     for record in sorted((r for r in records if 'subgroup' in r), key=lambda r: r['order']):
         first = points[record['order']][0]
-        name, subgroup = characters.get('-'.join(points[record['order']])), subgroups[str(record['subgroup'])]
+        name, subgroup = characters.get('-'.join(points[record['order']]), ''), subgroups[str(record['subgroup'])]
         if subgroup in CLASSES and all(name in style['icons'] for style in styles.values()):
             emoji.append(One(name, subgroup, things.get(first, first).removesuffix(' face')))
     return emoji
@@ -244,4 +244,6 @@ def _read(folder: pathlib.Path, package: Package, member: str):
     if (digest := hashlib.sha256(raw).hexdigest()) != package.sha256:
         raise UserError(f'{path} has the SHA-256 {digest}, not {package.sha256}: get it again.')
     with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
-        return json.load(archive.extractfile(f'package/{member}'))
+        file = archive.extractfile(f'package/{member}')
+        assert file is not None  # neither a folder nor a link: the SHA-256 says so
+        return json.load(file)
