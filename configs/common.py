@@ -23,7 +23,7 @@ def parse_arg(arg: str, **defaults: Any) -> dict[str, Any]:
     Args:
         arg: The name of a data set, then key=value pairs.
         **defaults: Of what the config takes beside data and model. `labels=0` stands for a number that follows from the
-            data set.
+            data set. What takes labels takes 'beside', too: names of further methods, with + between.
 
     Returns:
         {key: value}, with values of the types of `defaults`, and for 'data' its record.
@@ -31,7 +31,7 @@ def parse_arg(arg: str, **defaults: Any) -> dict[str, Any]:
     Raises:
         UserError: A key that is not in `defaults`, a value of another type, or a data set that cannot be used.
     """
-    defaults = {'data': 'digits', 'model': '', **defaults}
+    defaults = {'data': 'digits', 'model': '', **({'beside': ''} if 'labels' in defaults else {}), **defaults}
     values = dict(defaults)
     given = set()
     for i, part in enumerate(arg.split(',') if arg else []):
@@ -52,7 +52,9 @@ def parse_arg(arg: str, **defaults: Any) -> dict[str, Any]:
     return values
 
 
-def base(data: data_sets.DataSet, labels: int, model: str = '', methods: tuple[str, ...] = ()) -> ConfigDict:
+def base(
+    data: data_sets.DataSet, labels: int, model: str = '', methods: tuple[str, ...] = (), beside: str = ''
+) -> ConfigDict:
     """Returns the settings of semi-supervised training on a data set.
 
     Args:
@@ -60,8 +62,9 @@ def base(data: data_sets.DataSet, labels: int, model: str = '', methods: tuple[s
         labels: Number of labels.
         model: Another network than the recipe's, with its published weights where it has some.
         methods: Names of methods.
+        beside: Names of further ones, with + between, such as 'l2_sp'.
     """
-    config = settings.to_config(methods, model or NETWORK)
+    config = settings.to_config((*methods, *filter(None, beside.split('+'))), model or NETWORK)
     recipe = data_sets.MINUTES if data.recipe is None else data.recipe
     config.update_from_flattened_dict({**data.settings, **without_network(recipe, config.model.name)})
     if data.small and config.model.get('pretrained'):
@@ -104,7 +107,7 @@ def semi_supervised(
     """
 
     def get_config(arg: str = '') -> ConfigDict:
-        """Returns the settings for 'DATA,labels=N,model=NAME'."""
+        """Returns the settings for 'DATA,labels=N,model=NAME,beside=NAME+NAME'."""
         options = parse_arg(arg, labels=0)
         config = base(**options, methods=methods)
         data, labels = options['data'], options['labels']

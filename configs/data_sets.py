@@ -222,6 +222,10 @@ PRETRAINED = {
     'eval_steps': 100,
     'checkpoint_steps': 300,
 }
+PRETRAINED_ADAPTATION = {
+    'batch_size': 32,
+    'data.unlabeled_ratio': 1,
+}
 _DIGITS = MINUTES | {
     'steps': 2000,
     'batch_size': 8,
@@ -373,6 +377,7 @@ RECORDS = {
             adaptation=Adaptation(_DIGITS | _ADAPTATION | {'data.validation': 200}, methods=_MINUTES_METHODS),
             **_CHARACTERS,
         ),
+        DataSet(name='emoji', classes=28, channels=3, size=64, train=472),
         DataSet(name='digits_m', channels=3, size=8, train=1297, **_CHARACTERS),
         DataSet(
             name='mnist',

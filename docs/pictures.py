@@ -1,9 +1,11 @@
-"""Draws the picture of README.md from the code and from results/.
+"""Draws the pictures of README.md from the code, from results/ and from prepared emoji.
 
     python -m docs.pictures
 
-Left: the views that FixMatch learns from, of digits and of photographs. Right: the test accuracy during the runs of
-the digits table, FixMatch beside supervised training.
+picture.png, left: the views that FixMatch learns from, of digits and of photographs. Right: the test accuracy during
+the runs of the digits table, FixMatch beside supervised training.
+
+emoji.png: the same emoji in four styles, where they are prepared (`python -m data.prepare emoji/noto`, ...).
 """
 
 import json
@@ -18,12 +20,16 @@ from PIL import Image
 
 from configs import fixmatch
 from data import augment, datasets
+from errors import UserError
 from methods.base import STRONG, STRONG2, WEAK
 from train.settings import Settings, from_config
 from train.trainer import stream_key
 
 ROOT = pathlib.Path(__file__).parents[1]
 PICTURE = ROOT / 'docs' / 'picture.png'
+EMOJI = ROOT / 'docs' / 'emoji.png'
+STYLES = ('noto', 'twemoji', 'openmoji', 'fluent_high_contrast')
+COLUMNS = 12  # emoji of each style
 PHOTOGRAPHS = ('chelsea', 'coffee', 'rocket')  # of scikit-image; all three are free of copyright
 SIDE = 96  # pixels of a photograph, those of STL-10
 LABELS = '20 labels'
@@ -92,8 +98,17 @@ def draw_curves(axis: plt.Axes) -> None:
     axis.grid(axis='y', alpha=0.3)
 
 
+def draw_emoji() -> Image.Image:
+    """Returns emoji, each in a column, in every style, each in a row."""
+    rows = []
+    for style in STYLES:
+        images = datasets.load(f'emoji/{style}', 'train').images  # in the same order for all styles
+        rows.append(np.concatenate(images[:: len(images) // COLUMNS][:COLUMNS], axis=1))
+    return Image.fromarray(np.concatenate(rows))
+
+
 def main() -> None:
-    """Writes the picture."""
+    """Writes the pictures."""
     matplotlib.use('agg')
     digits = datasets.load('digits', 'train').images[10:13]
     columns = []
@@ -110,7 +125,14 @@ def main() -> None:
             show(axis, image)
     draw_curves(right.subplots())
     figure.savefig(PICTURE, dpi=100)
-    print(f'{PICTURE}: {PICTURE.stat().st_size / 1000:.0f} kB')
+    pictures = [PICTURE]
+    try:
+        draw_emoji().save(EMOJI, optimize=True)
+        pictures.append(EMOJI)
+    except UserError as error:
+        print(f'{EMOJI} is left as it is: {error}')
+    for path in pictures:
+        print(f'{path}: {path.stat().st_size / 1000:.0f} kB')
 
 
 if __name__ == '__main__':

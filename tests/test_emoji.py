@@ -35,12 +35,16 @@ CHARACTERS = {
     '-'.join(point for point in r['hexcode'].lower().split('-') if point != 'fe0f'): r['label'].replace(' ', '-')
     for r in RECORDS
 }
-LEFT_HALF = '<path fill="#ff0000" d="M0 0h8v32H0z"/>'
+
+
+def left_half(name):
+    """Returns it in red, in another one for each beast."""
+    return f'<path fill="#ff{16 * int(name[6:] or 0) if name.startswith("beast") else 0:02x}00" d="M0 0h8v32H0z"/>'
 
 
 def icons(*without):
     names = set(CHARACTERS.values()) - set(without)
-    return {'width': 32, 'height': 32, 'icons': {name: {'body': LEFT_HALF, 'width': 16} for name in names}}
+    return {'width': 32, 'height': 32, 'icons': {name: {'body': left_half(name), 'width': 16} for name in names}}
 
 
 STYLES = {'a': icons(), 'b': icons('mammoth')}
@@ -114,6 +118,16 @@ def test_a_style_is_a_data_set_and_all_are_one_too(packages, tmp_path):
             len(emoji.shared(RECORDS, SUBGROUPS, CHARACTERS, {'a': icons()}))
         )
         assert train.class_names[train.labels[0]] == 'animal-mammal'
+
+
+def test_every_style_has_the_same_order(packages, tmp_path):
+    for name in ('emoji/noto', 'emoji/twemoji'):
+        prepare.prepare(name, str(packages), str(tmp_path / 'data'))
+    noto, twemoji = (
+        datasets.load(name, 'train', str(tmp_path / 'data')).images for name in ('emoji/noto', 'emoji/twemoji')
+    )
+    assert np.array_equal(noto, twemoji)  # they are drawn alike here
+    assert len(np.unique(noto.reshape(len(noto), -1), axis=0)) > 1
 
 
 def test_a_package_that_is_missing_or_another_one_is_named_and_nothing_is_prepared(packages, tmp_path):

@@ -40,7 +40,13 @@ def scipy_conv(x, kernel, stride):
     return np.moveaxis(np.array(out), 1, -1)[:, ::stride, ::stride]
 
 
-@pytest.mark.parametrize(('size', 'kernel_size', 'stride'), [(8, 3, 1), (8, 3, 2), (7, 3, 2), (8, 1, 1), (8, 1, 2)])
+# Maps of which parts of the kernel see padding only.
+SMALL = [(1, 3, 1), (1, 3, 2), (2, 5, 1), (2, 5, 2), (3, 7, 2)]
+
+
+@pytest.mark.parametrize(
+    ('size', 'kernel_size', 'stride'), [(8, 3, 1), (8, 3, 2), (7, 3, 2), (8, 1, 1), (8, 1, 2), *SMALL]
+)
 def test_convolution_equals_scipy(size, kernel_size, stride):
     x, kernel = random(2, size, size, 3), random(kernel_size, kernel_size, 3, 4, seed=1)
     np.testing.assert_allclose(conv.conv(x, kernel, stride), scipy_conv(x, kernel, stride), rtol=1e-4, atol=1e-4)
@@ -70,7 +76,9 @@ def test_convolution_gradients_equal_finite_differences(convolution, channels, s
         check_grads(lambda x, k: convolve(x, k, stride, padding), (x, kernel), order=1, modes=['rev'])
 
 
-@pytest.mark.parametrize(('size', 'kernel_size', 'stride'), [(8, 3, 1), (8, 3, 2), (7, 3, 2), (9, 5, 2), (8, 5, 2)])
+@pytest.mark.parametrize(
+    ('size', 'kernel_size', 'stride'), [(8, 3, 1), (8, 3, 2), (7, 3, 2), (9, 5, 2), (8, 5, 2), *SMALL]
+)
 def test_depthwise_convolution_with_same_padding_equals_scipy(size, kernel_size, stride):
     x, kernel = random(2, size, size, 6), random(kernel_size, kernel_size, 1, 6, seed=1)
     # TensorFlow: as few zeros as the last output needs, the odd one below and to the right.
@@ -82,6 +90,21 @@ def test_depthwise_convolution_with_same_padding_equals_scipy(size, kernel_size,
     ]
     actual = conv.conv(x, kernel, stride, same=True)
     np.testing.assert_allclose(actual, np.moveaxis(expected, 1, -1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'kernel_size', 'stride'),
+    [((1, 1), 3, 1), ((2, 2), 5, 2), ((4, 1), 5, 1), ((5, 8), 3, 2), ((9, 6), 5, 2), ((8, 8), 3, 4), ((5, 5), 1, 1)],
+)
+@pytest.mark.parametrize(('same', 'channels'), [(True, 1), (False, 1), (True, 9), (False, 9)])
+def test_gradients_equal_xlas_on_maps_of_any_size(shape, kernel_size, stride, same, channels):
+    x, kernel = random(2, *shape, 9), random(kernel_size, kernel_size, channels, 9, seed=1)
+    padding = tuple(conv._same(n, kernel_size, stride) if same else ((kernel_size - 1) // 2,) * 2 for n in shape)
+    expected, xla_vjp = jax.vjp(lambda x, k: conv.xla_conv(x, k, stride, padding), x, kernel)
+    actual, vjp = jax.vjp(lambda x, k: conv.conv(x, k, stride, same), x, kernel)
+    cotangent = random(*expected.shape, seed=2)
+    for a, b in zip((actual, *vjp(cotangent)), (expected, *xla_vjp(cotangent)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('devices', [1, 2])
