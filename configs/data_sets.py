@@ -207,20 +207,23 @@ MINUTES = {
     'eval_steps': 50,
     'checkpoint_steps': 250,
 }
-# From pretrained weights, on every small data set.
+# From pretrained weights, on every small data set. Images get the side in pixels that the network sees before they are
+# augmented: strong views of thumbnails that are enlarged afterwards are not what the weights know.
 PRETRAINED = {
     'steps': 300,
     'batch_size': 16,
     'data.unlabeled_ratio': 3,
-    'model.resolution': 64,
+    'data.image_size': SIDE,
+    **augmentation(SIDE),
+    'model.resolution': SIDE,
     'model.crop': 1.0,
     'optimizer.learning_rate': 0.02,
     'optimizer.cosine_cycles': 0.5,
     'optimizer.weight_decay': 0.0,
     'ema_decay': 0.0,
     'log_steps': 10,
-    'eval_steps': 100,
-    'checkpoint_steps': 300,
+    'eval_steps': 50,
+    'checkpoint_steps': 150,
 }
 PRETRAINED_ADAPTATION = {
     'batch_size': 32,

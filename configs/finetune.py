@@ -89,7 +89,6 @@ def get_config(arg: str = '') -> ConfigDict:
         common.pretrained(config)
         config.data.unlabeled_ratio = 1
         config.optimizer.learning_rate = learning_rate
-        config.checkpoint_steps = 150
     else:
         size = data.train if options['labels'] == -1 else options['labels']
         warmup, *boundaries, steps = bit_steps(size)
