@@ -36,7 +36,7 @@ def test_a_table_expands_to_runs_of_its_size(name):
     cells = sum(len(row.columns or table.columns) for row in table.rows.values())
     assert len(runs) == cells * len(table.seeds)
     # Features of one network with several numbers of labels; one upper bound for all that adapt to the same target.
-    shares = name in ('rotation', 'emoji_domains')
+    shares = any(column.transfer for column in table.columns.values()) or name == 'emoji_domains'
     assert (len({run.name for run in runs}) < len(runs)) == shares
     docstring = importlib.import_module(f'configs.tables.{name}').__doc__
     assert f'python main.py --config=configs/tables/{name}.py' in docstring
