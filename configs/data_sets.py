@@ -380,7 +380,7 @@ RECORDS = {
             adaptation=Adaptation(_DIGITS | _ADAPTATION | {'data.validation': 200}, methods=_MINUTES_METHODS),
             **_CHARACTERS,
         ),
-        DataSet(name='emoji', classes=28, channels=3, size=64, train=472),
+        DataSet(name='emoji', classes=16, channels=3, size=64, train=330),
         DataSet(name='digits_m', channels=3, size=8, train=1297, **_CHARACTERS),
         DataSet(
             name='mnist',

@@ -23,8 +23,8 @@ COLUMNS = {
     for name, data, labels in (
         ('Digits', 'digits', 20),
         ('Fashion-MNIST', 'fashion_mnist', 50),
-        ('Emoji', 'emoji/all', 56),
-        ('Emoji', 'emoji/all', 140),
+        ('Emoji', 'emoji/all', 32),
+        ('Emoji', 'emoji/all', 80),
     )
 }
 
