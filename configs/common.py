@@ -69,7 +69,9 @@ def base(
     config.update_from_flattened_dict({**data.settings, **without_network(recipe, config.model.name)})
     if data.small and config.model.get('pretrained'):
         pretrained(config)
-    config.data.update(labels=labels, train_split=data.splits[0], test_split=data.splits[1])
+    train, test = data.splits
+    config.data.update(labels=labels, train_split=train, test_split=test)
+    config.data.update(unlabeled_split=data.unlabeled_split, validation_split=data.validation_split)
     field, policy = WEAK_POLICY
     for hyperparameters in config.methods.values():
         if data.small and field in hyperparameters:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data.aliases import ALIASES
+from data.splits import ALL
 from methods.base import NO_GRAD, SEPARATE
 from train.settings import Data, Settings, idle
 
@@ -51,6 +52,7 @@ class DataSet:
         size: Side of the images in pixels; 0 where it has to be chosen.
         train: Number of training images, in the smallest domain where there are several.
         unlabeled: Number of further training images, without labels.
+        unlabeled_split: Where they are; '' for none.
         mirrored: Whether a mirrored image may be of the same class.
         turned: Whether a turned image may be of the same class.
         mean: Of the pixels in [0, 1], that of every channel, for their normalisation.
@@ -61,6 +63,9 @@ class DataSet:
             for MINUTES.
         small: Whether that recipe is ours, for a run of minutes; methods have settings of their own for it.
         adaptation: Recipe of domain adaptation from this set; None for ours.
+        known_labels: Number of labels where none is asked for; 0 for that which follows from the classes.
+        validation_split: Of the images to select by; '' for none.
+        note: On the images, for people to read.
     """
 
     name: str
@@ -69,6 +74,7 @@ class DataSet:
     size: int
     train: int
     unlabeled: int = 0
+    unlabeled_split: str = ''
     mirrored: bool = True
     turned: bool = True
     mean: float = Data.mean[0]
@@ -78,6 +84,9 @@ class DataSet:
     recipe: Mapping[str, Any] | None = None
     small: bool = True
     adaptation: Adaptation | None = None
+    known_labels: int = 0
+    validation_split: str = ''
+    note: str = ''
 
     @property
     def side(self) -> int:
@@ -87,13 +96,14 @@ class DataSet:
     @property
     def labels(self) -> int:
         """Number of labels where none is asked for."""
-        return 20 if 20 % self.classes == 0 else 4 * self.classes
+        return self.known_labels or (20 if 20 % self.classes == 0 else 4 * self.classes)
 
     @property
     def summary(self) -> str:
         """Classes and images, for people to read."""
         size = f'{self.size}x{self.size} pixels, ' if self.size else ''
-        return f'{self.classes} classes, {size}{"gray" if self.channels == 1 else "RGB"}'
+        note = f'; {self.note}' if self.note else ''
+        return f'{self.classes} classes, {size}{"gray" if self.channels == 1 else "RGB"}{note}'
 
     def least_crop(self, published: float) -> float:
         """Returns the least area of a random crop, as a fraction of the image: the published one, if it shows enough.
@@ -143,6 +153,11 @@ def get(name: str) -> DataSet:
     height, width, channels = info.shape
     train = 'train' if 'train' in info.splits else max(info.splits, key=lambda split: info.splits[split])
     test = next((split for split in ('test', 'validation') if split in info.splits and split != train), None)
+    own: dict[str, Any] = {}
+    if info.summary:  # a folder of pictures: all labels that there are, and every part of it
+        own = {split: split if split in info.splits else '' for split in ('unlabeled', 'validation')}
+        own = {f'{split}_split': value for split, value in own.items()}
+        own |= {'known_labels': ALL, 'unlabeled': info.splits.get('unlabeled', 0), 'note': info.summary}
     return DataSet(
         name=name,
         classes=info.num_classes,
@@ -152,6 +167,7 @@ def get(name: str) -> DataSet:
         mirrored=channels == 3,  # sets of gray images are mostly of characters
         label_protocol='proportional',  # a class may have few images, or none
         splits=(train, test) if test else in_parts(train),
+        **own,
     )
 
 
@@ -342,9 +358,9 @@ RECORDS = {
             size=96,
             train=5000,
             unlabeled=100_000,
+            unlabeled_split='unlabelled',
             small=False,
             recipe={
-                'data.unlabeled_split': 'unlabelled',
                 'data.strong.translate': 10,
                 'data.strong.cutout': 16,
                 'model.blocks': (4, 4, 4, 4),

@@ -1,5 +1,6 @@
 """Reads prepared tfds data sets into memory. `python -m data.prepare` prepares one."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
@@ -8,17 +9,19 @@ import os
 import pathlib
 import re
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data.builders import emoji, folders
+from data.builders import emoji, folders, pictures
 from data.builders.digits import Digits
 from data.builders.digits_m import DigitsM
 from data.builders.mnist_m import MnistM
 from data.builders.usps import Usps
+from data.pictures import decoding, folder
 from errors import UserError, first_line, unknown
 
 EMBEDDED = (Digits.name, DigitsM.name)  # Need no download, so they are prepared on first use.
@@ -52,11 +55,13 @@ class Description:
         shape: (H, W, C) of an image; H and W are None if images differ in size.
         num_classes: Number of classes.
         splits: {split: number of images}.
+        summary: Of a folder of pictures, one line on what is used and what is wrong.
     """
 
     shape: tuple[int | None, int | None, int]
     num_classes: int
     splits: dict[str, int]
+    summary: str = ''
 
 
 def describe(name: str, data_dir: str | None = None) -> Description:
@@ -74,14 +79,16 @@ def describe(name: str, data_dir: str | None = None) -> Description:
     check_prepared(builder)
     features = builder.info.features
     splits = {split: info.num_examples for split, info in builder.info.splits.items()}
-    return Description(tuple(features['image'].shape), features['label'].num_classes, splits)
+    summary = (builder.info.metadata or {}).get('summary', '') if folder.is_folder(name) else ''
+    return Description(tuple(features['image'].shape), features['label'].num_classes, splits, summary)
 
 
 def load(name: str, split: str, data_dir: str | None = None, size: int = 0) -> Arrays:
     """Reads one split, in the order of the prepared files.
 
     Args:
-        name: One of NAMES, or any other image classification set of tfds that is prepared in data_dir.
+        name: One of NAMES, any other image classification set of tfds that is prepared in data_dir, or a folder of
+            pictures, with a '/' at its end.
         split: A tfds split, such as 'train', 'test', 'train+unlabelled' or 'train[:80%]'.
         data_dir: Folder of prepared data sets, by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
         size: Height and width that the whole image is resized to, bilinearly; 0 does not resize.
@@ -133,11 +140,16 @@ def find(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
     if name in {own.split('/')[0] for own in OWN if '/' in own}:  # tfds would take the first domain
         raise unknown('data set', name, NAMES)
     data_dir = os.path.expanduser(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
+    if folder.is_folder(name):
+        with _writing(os.path.join(data_dir, 'pictures')):
+            return pictures.prepared(name, data_dir)
     try:
         # Asking for any version makes tfds look for prepared files before it looks at the data set's code, so
         # that older versions can be read, and sets whose code imports TensorFlow.
         return tfds.builder(name, version='*.*.*', data_dir=data_dir)
     except ValueError as error:  # Includes DatasetNotFoundError.
+        if os.path.isdir(name):
+            raise UserError(f"Unknown data set '{name}'. If you mean the folder, write '{name}/'.") from error
         # Its text lists a thousand names.
         raise unknown('data set', name, NAMES, tfds.list_builders(with_community_datasets=False)) from error
     except Exception as error:  # a damaged folder, or code that imports TensorFlow: tfds raises many types
@@ -174,12 +186,18 @@ def write(builder: tfds.core.DatasetBuilder, **kwargs: Any) -> None:
     Raises:
         UserError: The folder cannot be written, the disk is full, or a package is missing.
     """
-    try:
+    with _writing(builder.data_dir):
         builder.download_and_prepare(file_format='array_record', **kwargs)
+
+
+@contextlib.contextmanager
+def _writing(path: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ImportError) as error:
         # tfds writes to a temporary folder and renames it, which fails if another process was faster.
-        if not builder.data_path.exists():
-            raise UserError(f'Cannot prepare {builder.data_dir}: {first_line(error)}') from error
+        if not os.path.exists(path):
+            raise UserError(f'Cannot prepare {path}: {first_line(error)}') from error
 
 
 def _read(builder: tfds.core.DatasetBuilder, split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -203,9 +221,15 @@ def _read(builder: tfds.core.DatasetBuilder, split: str, size: int) -> tuple[np.
     shape = (size, size, feature.shape[-1]) if size else feature.shape
     images = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int32)
-    for i, example in enumerate(source):
-        image = example['image']
-        images[i], labels[i] = _resize(image, shape) if size else image, example['label']
+
+    def read(i: int) -> None:
+        example = source[i]
+        images[i] = _resize(example['image'], shape) if size else example['image']
+        labels[i] = example['label']
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
+        for _ in pool.map(read, range(len(source))):
+            pass
 
     temporary = cache.with_suffix(f'.{os.getpid()}.tmp')
     with contextlib.suppress(OSError):  # A read-only folder or a full disk: the next run decodes again.
@@ -224,6 +248,7 @@ def _resize(image: bytes | np.ndarray, shape: tuple[int, int, int]) -> np.ndarra
     """Returns an encoded or a uint8 [H, W, C] image as uint8 of `shape`."""
     if isinstance(image, np.ndarray):
         picture = Image.fromarray(image.squeeze(-1) if shape[-1] == 1 else image)
+        picture = picture.resize(shape[1::-1], Image.Resampling.BILINEAR)
     else:
-        picture = Image.open(io.BytesIO(image)).convert(MODES[shape[-1]])
-    return np.asarray(picture.resize(shape[1::-1], Image.Resampling.BILINEAR)).reshape(shape)
+        picture = decoding.decode(image, MODES[shape[-1]], shape[0])
+    return np.asarray(picture).reshape(shape)

@@ -82,9 +82,9 @@ class Watch:
 
 _RUNNING = (
     '{training:.0%} of the labeled images are classified right with the statistics of a batch, as in training, and '
-    '{evaluation:.0%} with the running statistics, as in evaluation. They do not fit: let them follow faster (a smaller '
-    "model.bn_momentum), keep strong views out of them (statistics='separate' of a method), use a larger batch_size, or "
-    'keep those of the pretrained network (model.frozen_statistics=True).'
+    '{evaluation:.0%} with the running statistics, as in evaluation. They do not fit: let them follow faster (a '
+    "smaller model.bn_momentum), keep strong views out of them (statistics='separate' of a method), use a larger "
+    'batch_size, or keep those of the pretrained network (model.frozen_statistics=True).'
 )
 _ZERO = (
     '{method}/loss was exactly 0: {method} contributes no gradient. If {method}/mask_rate is 0, no pseudo-label is '

@@ -41,10 +41,10 @@ def summarise(trainer: Trainer, streams: Streams, folder: RunFolder, state: Trai
     test = [row['test_accuracy'] for row in evaluations]
     selected, more = None, {}
     if settings.data.target:
-        labels = streams.held_out['validation'][1] if settings.data.validation else None
+        labels = streams.held_out['validation'][1] if 'validation' in streams.held_out else None
         more['selection'] = selection.choose(folder.path / 'features', evaluations, labels)
         selected = more['selection'].get(settings.selection, {}).get('test_accuracy')
-    elif settings.data.validation:
+    elif 'validation' in streams.held_out:
         selected = max(evaluations, key=lambda row: row['validation_accuracy'])['test_accuracy']
     averaged = {
         key: row[f'test_{key}'] for row in evaluations[-1:] for key in ['rotation_averaged'] if f'test_{key}' in row

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from data.pictures import folder as pictures
 from errors import UserError
 from models import pretrained
 from train import checkpoint, diagnostics, evaluation, loop, result
@@ -77,8 +78,9 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
 
 def _identity(trainer: Trainer) -> dict[str, Any]:
     """Returns what has to be equal, beside the settings, for a run to be continued."""
-    weights = trainer.model.weights
+    weights, data = trainer.model.weights, trainer.settings.data
     return {
+        'pictures': {name: pictures.fingerprint(name) for name in (data.name, data.target) if pictures.is_folder(name)},
         'weights': weights.record if weights else None,
         'preprocessing': dataclasses.asdict(trainer.model.preprocess),
     }

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from data.pictures import folder as pictures
 from errors import UserError
 from train.settings import Settings
 
@@ -19,7 +20,8 @@ def default(settings: Settings) -> pathlib.Path:
     """Returns runs/<methods>-<data>-<labels>-<hash of the settings>: equal settings share a folder."""
     text = json.dumps(dataclasses.asdict(settings), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    data = settings.data.name + (f'-{settings.data.target}' if settings.data.target else '')
+    names = [name for name in (settings.data.name, settings.data.target) if name]
+    data = '-'.join(pathlib.Path(name).name if pictures.is_folder(name) else name for name in names)
     methods = '+'.join(settings.methods)
     return pathlib.Path('runs') / f'{methods}-{data.replace("/", "_")}-{settings.data.labels}-{digest}'
 
@@ -87,6 +89,10 @@ class RunFolder(contextlib.AbstractContextManager):
         # The SHA-256 covers the revision; the number of devices changes only the rounding of sums.
         keys = sorted((present.keys() | wanted.keys()) - {'weights.revision', 'devices'})
         differing = [key for key in keys if present.get(key) != wanted.get(key)]
+        if pictures_of := [key.removeprefix('pictures.') for key in differing if key.startswith('pictures.')]:
+            raise UserError(
+                f'The pictures of {pictures_of[0]} have changed since {self.path} was begun. Choose another --workdir.'
+            )
         if differing:
             diff = '; '.join(f'{key} was {present.get(key)}, now {wanted.get(key)}' for key in differing)
             raise UserError(f'{self.path} holds a run with other settings ({diff}). Choose another --workdir.')

@@ -36,6 +36,7 @@ class Data:
     label_seed: int = -1  # of the label split; -1: the run's seed
     manifest: str = ''  # labels.json of an earlier run, instead of drawing labels
     validation: int = 0  # training images held out to select a checkpoint
+    validation_split: str = ''  # or a split that is held out for it; '' for none
     target: str = ''  # domain adaptation: the data set of unlabeled and test images
     target_split: str = ''  # of the target's unlabeled images; '' for the name in train_split
     protocol: str = 'inductive'  # test images are new; 'transductive': they are the unlabeled images
@@ -66,6 +67,8 @@ class Data:
             raise unknown('data.protocol', self.protocol, PROTOCOLS)
         if self.protocol == 'transductive' and not self.target:
             raise UserError('data.protocol=transductive is for domain adaptation: name the data.target.')
+        if self.validation and self.validation_split:
+            raise UserError('Set data.validation, a number of training images, or data.validation_split, not both.')
         if self.target and self.unlabeled_split:
             raise UserError('With a data.target, unlabeled images come from it: leave data.unlabeled_split empty.')
 
@@ -157,13 +160,14 @@ class Settings:
         if not 0 <= self.seed < 2**31:
             raise UserError(f'seed must be in [0, 2^31), not {self.seed}.')
         check_range('ema_decay', self.ema_decay, 0, 1)
-        if self.data.validation and self.checkpoint_steps % self.eval_steps:
+        held_out = self.data.validation or self.data.validation_split
+        if held_out and self.checkpoint_steps % self.eval_steps:
             raise UserError('checkpoint_steps must be a multiple of eval_steps where a validation part is used.')
         if self.selection not in SELECTIONS:
             raise unknown('selection', self.selection, SELECTIONS)
         if self.selection != 'validation' and not self.data.target:
             raise UserError(f'selection={self.selection} is for domain adaptation: name a data.target.')
-        if self.selection in ('iwcv', 'dev') and not self.data.validation:
+        if self.selection in ('iwcv', 'dev') and not held_out:
             raise UserError(f'selection={self.selection} needs source images held out: set data.validation.')
         if not self.methods:
             raise UserError('methods is empty: name at least one, such as methods.supervised.')

@@ -50,6 +50,9 @@ class Streams:
         held_out = {}
         if len(split.validation):
             held_out['validation'] = images[split.validation], labels[split.validation]
+        elif data.validation_split:
+            validation = _load(data, data.name, data.validation_split, data_dir)
+            held_out['validation'] = validation.images, validation.labels
         unlabeled, extra = split.unlabeled, None
         if data.target:
             extra, unlabeled = _load(data, data.target, data.target_split or data.train_split, data_dir), unlabeled[:0]

@@ -1,0 +1,62 @@
+"""Decodes a picture of any common kind."""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
+MAX_PIXELS = 100_000_000
+# Ours is the limit. Pillow warns of smaller pictures, too, which would be a warning in every run.
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+
+
+def open_picture(raw: bytes) -> Image.Image:
+    """Returns a picture of which only the header is read.
+
+    Raises:
+        ValueError: It is larger than MAX_PIXELS.
+        OSError: It is of no kind in FORMATS. Pillow raises other types, too, for damaged ones.
+    """
+    Image.init()  # registers the formats, once
+    picture = Image.open(io.BytesIO(raw), formats=FORMATS)
+    if picture.width * picture.height > MAX_PIXELS:
+        raise ValueError(f'{picture.width}x{picture.height} pixels are more than {MAX_PIXELS:,}')
+    return picture
+
+
+def decode(raw: bytes, mode: str = 'RGB', side: int = 0) -> Image.Image:
+    """Returns a picture with 8 bits a channel.
+
+    Of several frames it is the first. It is turned as its EXIF data say. What is transparent becomes white. 16 bits are
+    divided by 256, and floating-point values are taken to be in [0, 1] if none is above 1.
+
+    Args:
+        raw: The content of the file.
+        mode: 'RGB' or 'L', gray.
+        side: Its height and width afterwards, for which the whole picture is stretched, bilinearly; 0 for its own.
+
+    Raises:
+        Exception: As for `open_picture`.
+    """
+    picture = open_picture(raw)
+    if side:
+        picture.draft('RGB', (2 * side, 2 * side))  # a large JPEG is decoded at a half, a quarter or an eighth
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith(('I', 'F')):
+        picture = Image.fromarray(_eight_bits(np.asarray(picture)))
+    if picture.has_transparency_data:
+        picture = picture.convert('RGBA')
+        picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
+    picture = picture.convert(mode)
+    return picture.resize((side, side), Image.Resampling.BILINEAR) if side else picture
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Returns gray values of 16 or 32 bits as uint8."""
+    if values.dtype.kind == 'f':
+        values = np.nan_to_num(values) * (255 if np.nanmax(values, initial=0) <= 1 else 1)
+    elif values.max(initial=0) > 255:
+        values = values // 256
+    return np.clip(values, 0, 255).astype(np.uint8)
