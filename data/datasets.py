@@ -250,5 +250,5 @@ def _resize(image: bytes | np.ndarray, shape: tuple[int, int, int]) -> np.ndarra
         picture = Image.fromarray(image.squeeze(-1) if shape[-1] == 1 else image)
         picture = picture.resize(shape[1::-1], Image.Resampling.BILINEAR)
     else:
-        picture = decoding.decode(image, MODES[shape[-1]], shape[0])
+        picture = decoding.decode(image, MODES[shape[-1]], shape[1::-1])
     return np.asarray(picture).reshape(shape)

@@ -577,7 +577,7 @@ def test_images_of_any_size_are_brought_to_one(prepared):
     assert (len(streams.images), len(streams.held_out['test'][0])) == (32, 8)  # a fifth is held out
     assert settings.data.weak['flip']
     settings = dataclasses.replace(settings, model={**settings.model, 'blocks': (1,)})
-    trace(settings, streams.images.shape[1:], streams.num_classes)
+    trace(settings, streams.images.shape[1:], len(streams.class_names))
 
 
 def test_the_default_number_of_labels_suits_the_classes(prepared):

@@ -395,7 +395,7 @@ def test_labels_are_of_the_source_and_all_else_of_the_target(load, domains):
         np.testing.assert_array_equal(actual, expected)
     assert content(streams.held_out['test'][0]).isdisjoint(content(streams.unlabeled()))
     assert streams.images.dtype == np.uint8
-    assert streams.num_classes == 10
+    assert len(streams.class_names) == 10
 
 
 def test_gray_images_become_colour_beside_colour(load):

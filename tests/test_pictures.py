@@ -351,7 +351,8 @@ def test_a_prepared_folder_has_its_pictures_and_labels(folder, prepared):
         arrays = datasets.load(f'{folder}/', split, size=16)
         assert arrays.class_names == ('cat', 'dog', 'owl')
         expected = {
-            decoding.decode((folder / path).read_bytes(), 'RGB', 16).tobytes(): label for path, label in entries[split]
+            decoding.decode((folder / path).read_bytes(), 'RGB', (16, 16)).tobytes(): label
+            for path, label in entries[split]
         }
         names = [arrays.class_names[label] if label >= 0 else '' for label in arrays.labels]
         assert {image.tobytes(): name for image, name in zip(arrays.images, names, strict=True)} == expected
@@ -479,5 +480,5 @@ def test_gray_cmyk_and_deep_pictures_are_eight_bits_rgb():
 def test_a_large_jpeg_is_decoded_at_less_than_its_size_and_looks_the_same():
     raw = encoded(Image.fromarray(pixels(5, 512)), 'JPEG', quality=95)
     whole = decoding.decode(raw).resize((32, 32), Image.Resampling.BILINEAR)
-    small = decoding.decode(raw, 'RGB', 32)
+    small = decoding.decode(raw, 'RGB', (32, 32))
     assert np.abs(np.asarray(whole, int) - np.asarray(small, int)).mean() < 2

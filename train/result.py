@@ -78,6 +78,8 @@ def summarise(trainer: Trainer, streams: Streams, folder: RunFolder, state: Trai
             'batch_size': settings.batch_size,
             'seed': settings.seed,
         },
+        'class_names': streams.class_names,
+        'image_shape': trainer.data.image_shape,
         'settings': dataclasses.asdict(settings),
         'seconds': rows[-1]['seconds'],
         'images_per_second': statistics.median(speeds) if speeds else None,

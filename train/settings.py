@@ -203,6 +203,21 @@ def from_config(config: ml_collections.ConfigDict) -> Settings:
     return build(Settings, 'setting', values)
 
 
+def from_json(values: Mapping[str, Any]) -> Settings:
+    """Returns the Settings of config.json or result.json, where tuples have become lists.
+
+    Raises:
+        UserError: As for `from_config`, of settings of another version.
+    """
+
+    def restore(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: restore(part) for key, part in value.items()}
+        return tuple(map(restore, value)) if isinstance(value, list) else value
+
+    return from_config(ml_collections.ConfigDict(restore(values)))
+
+
 def idle(settings: Settings) -> dict[str, str]:
     """Returns {setting: reason why it has no effect in this run}; 'data.strong' stands for all of its fields."""
     data, created = settings.data, [methods.create(*method) for method in settings.methods.items()]

@@ -21,7 +21,7 @@ class Streams:
         labels: Their classes, int32 `[N]`.
         indices: {stream: indices of the training images that it draws from}.
         held_out: {'test': (images, labels)}, and 'validation' if there is one.
-        num_classes: Number of classes.
+        class_names: Names of the classes.
         manifest: The content of labels.json.
     """
 
@@ -29,7 +29,7 @@ class Streams:
     labels: np.ndarray
     indices: dict[str, np.ndarray]
     held_out: dict[str, tuple[np.ndarray, np.ndarray]]
-    num_classes: int
+    class_names: tuple[str, ...]
     manifest: dict
 
     @classmethod
@@ -69,13 +69,13 @@ class Streams:
             images = np.concatenate([images, extra.images])
             labels = np.concatenate([labels, extra.labels])
         indices = {'labeled': split.labeled, 'unlabeled': unlabeled}
-        return cls(images, labels, indices, held_out, train.num_classes, manifest)
+        return cls(images, labels, indices, held_out, train.class_names, manifest)
 
     def spec(self, settings: Settings) -> DataSpec:
         """Returns the description of the data for methods."""
         size = settings.batch_size
         return DataSpec(
-            num_classes=self.num_classes,
+            num_classes=len(self.class_names),
             image_shape=self.images.shape[1:],
             labels=self.labels[self.indices['labeled']],
             num_unlabeled=len(self.indices['unlabeled']),

@@ -4,7 +4,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
 MAX_PIXELS = 100_000_000
@@ -16,17 +16,20 @@ def open_picture(raw: bytes) -> Image.Image:
     """Returns a picture of which only the header is read.
 
     Raises:
-        ValueError: It is larger than MAX_PIXELS.
-        OSError: It is of no kind in FORMATS. Pillow raises other types, too, for damaged ones.
+        ValueError: It is of no kind in FORMATS, or larger than MAX_PIXELS.
+        Exception: It is damaged, for which Pillow raises many types.
     """
     Image.init()  # registers the formats, once
-    picture = Image.open(io.BytesIO(raw), formats=FORMATS)
+    try:
+        picture = Image.open(io.BytesIO(raw), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError('no picture of a known format') from error
     if picture.width * picture.height > MAX_PIXELS:
         raise ValueError(f'{picture.width}x{picture.height} pixels are more than {MAX_PIXELS:,}')
     return picture
 
 
-def decode(raw: bytes, mode: str = 'RGB', side: int = 0) -> Image.Image:
+def decode(raw: bytes, mode: str = 'RGB', size: tuple[int, int] | None = None) -> Image.Image:
     """Returns a picture with 8 bits a channel.
 
     Of several frames it is the first. It is turned as its EXIF data say. What is transparent becomes white. 16 bits are
@@ -35,14 +38,14 @@ def decode(raw: bytes, mode: str = 'RGB', side: int = 0) -> Image.Image:
     Args:
         raw: The content of the file.
         mode: 'RGB' or 'L', gray.
-        side: Its height and width afterwards, for which the whole picture is stretched, bilinearly; 0 for its own.
+        size: (width, height) that the whole picture is stretched to, bilinearly; None for its own.
 
     Raises:
         Exception: As for `open_picture`.
     """
     picture = open_picture(raw)
-    if side:
-        picture.draft('RGB', (2 * side, 2 * side))  # a large JPEG is decoded at a half, a quarter or an eighth
+    if size:  # a large JPEG is decoded at a half, a quarter or an eighth
+        picture.draft('RGB', (2 * max(size), 2 * max(size)))
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith(('I', 'F')):
         picture = Image.fromarray(_eight_bits(np.asarray(picture)))
@@ -50,7 +53,7 @@ def decode(raw: bytes, mode: str = 'RGB', side: int = 0) -> Image.Image:
         picture = picture.convert('RGBA')
         picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
     picture = picture.convert(mode)
-    return picture.resize((side, side), Image.Resampling.BILINEAR) if side else picture
+    return picture.resize(size, Image.Resampling.BILINEAR) if size else picture
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:

@@ -187,10 +187,10 @@ def _from_table(folder: pathlib.Path, table: str, pictures: list[str], found: Fo
     rows, columns = _rows(folder / table)
     known, result = set(pictures), {path: Entry(path, '', UNLABELED) for path in pictures}
     for row in rows:
-        path = os.path.normpath((row.get(columns['path']) or '').strip()).replace(os.sep, '/')
+        path = _normal(row.get(columns['path']))
         label = (row.get(columns['label']) or '').strip()
         split = (row.get(columns.get('split', '')) or 'train').strip().lower()
-        if path.startswith(('../', '/')) or path == '..':
+        if _leads_out(path):
             found('outside', path)
         elif path not in known:
             found('missing', path)
@@ -205,7 +205,9 @@ def _from_table(folder: pathlib.Path, table: str, pictures: list[str], found: Fo
     return list(result.values())
 
 
-def _rows(path: pathlib.Path) -> tuple[list[dict[str, str]], dict[str, str]]:
+def _rows(
+    path: pathlib.Path, needed: tuple[str, ...] = ('path', 'label')
+) -> tuple[list[dict[str, str]], dict[str, str]]:
     """Returns the rows of a CSV file with commas, semicolons or tabs, and {'path': name of that column, ...}.
 
     Raises:
@@ -223,12 +225,42 @@ def _rows(path: pathlib.Path) -> tuple[list[dict[str, str]], dict[str, str]]:
     for column, aliases in COLUMNS.items():
         if (alias := next((alias for alias in aliases if alias in names), None)) is not None:
             columns[column] = names[alias]
-        elif column != 'split':
-            raise UserError(f'{path} has no column {column!r}: its first line must name path, label and maybe split.')
+        elif column in needed:
+            raise UserError(f'{path} has no column {column!r}: its first line must name {" and ".join(needed)}.')
     try:
         return list(reader), columns
     except csv.Error as error:
         raise UserError(f'{path}, line {reader.line_num}: {error}.') from error
+
+
+def pictures(folder: pathlib.Path) -> list[str]:
+    """Returns the paths of the pictures below a folder, relative to it, in the order of code points."""
+    return [path for path in files(folder, _ignore) if _is_picture(folder, path, _ignore)]
+
+
+def listed(table: pathlib.Path) -> list[str]:
+    """Returns the paths in a CSV file with a column path.
+
+    Raises:
+        UserError: It cannot be read, lacks the column, or has a path that leads out of its folder.
+    """
+    rows, columns = _rows(table, ('path',))
+    paths = [_normal(row.get(columns['path'])) for row in rows]
+    if outside := [path for path in paths if _leads_out(path)]:
+        raise UserError(f'{table} has paths that lead out of its folder, such as {outside[0]}.')
+    return paths
+
+
+def _ignore(kind: str, file: str) -> None:
+    pass
+
+
+def _normal(path: str | None) -> str:
+    return os.path.normpath((path or '').strip()).replace(os.sep, '/')
+
+
+def _leads_out(path: str) -> bool:
+    return path.startswith(('../', '/')) or path == '..'
 
 
 def class_key(label: str) -> str:
@@ -243,18 +275,14 @@ def fingerprint(name: str) -> str:
         UserError: As for `resolve` and `entries`.
     """
     folder, table = resolve(name)
-
-    def ignore(kind: str, file: str) -> None:
-        pass
-
-    listed = entries(folder, table, files(folder, ignore), ignore)
-    stats = [(folder / entry.path).stat() for entry in listed]
+    found = entries(folder, table, files(folder, _ignore), _ignore)
+    stats = [(folder / entry.path).stat() for entry in found]
     sizes = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-    return _fingerprint(folder, tuple((entry, *size) for entry, size in zip(listed, sizes, strict=True)))
+    return _fingerprint(folder, tuple((entry, *size) for entry, size in zip(found, sizes, strict=True)))
 
 
 @functools.lru_cache(maxsize=8)  # the parts of a program ask again and again
-def _fingerprint(folder: pathlib.Path, listed: tuple[tuple[Entry, int, int], ...]) -> str:
+def _fingerprint(folder: pathlib.Path, entries: tuple[tuple[Entry, int, int], ...]) -> str:
     def digest(entry: Entry) -> str:
         try:
             with open(folder / entry.path, 'rb') as file:
@@ -263,6 +291,6 @@ def _fingerprint(folder: pathlib.Path, listed: tuple[tuple[Entry, int, int], ...
             return ''
 
     with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing and reading need no interpreter's lock
-        digests = pool.map(digest, (entry for entry, *_ in listed))
-        text = json.dumps([[*entry, sha256] for (entry, *_), sha256 in zip(listed, digests, strict=True)])
+        digests = pool.map(digest, (entry for entry, *_ in entries))
+        text = json.dumps([[*entry, sha256] for (entry, *_), sha256 in zip(entries, digests, strict=True)])
     return hashlib.sha256(text.encode()).hexdigest()
