@@ -44,10 +44,11 @@ def expected_error(confidences: np.ndarray, right: np.ndarray, bins: int = 15) -
 
 
 def reliability(confidences: np.ndarray, right: np.ndarray, bins: int = 15) -> list[tuple[float, float, float]]:
-    """Returns (share of the predictions, mean confidence, accuracy) of each bin that is not empty; as `expected_error`."""
+    """Returns (share of the predictions, mean confidence, accuracy) of each bin that is not empty."""
     number = np.minimum((confidences * bins).astype(int), bins - 1)
     members = [number == b for b in range(bins)]
-    return [(float(m.mean()), float(confidences[m].mean()), float(right[m].mean())) for m in members if m.any()]
+    filled = [m for m in members if m.any()]
+    return [(float(m.mean()), float(confidences[m].mean()), float(right[m].mean())) for m in filled]
 
 
 def least_probability(confidences: np.ndarray, right: np.ndarray, risk: float) -> float:

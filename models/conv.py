@@ -4,8 +4,9 @@ All `*_conv` have the same arguments and, up to rounding, the same result. The c
 machine, so results are bitwise equal on one machine but not on different kinds of CPU.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +39,17 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, same: bool = False) -
     size = kernel.shape[0]
     height, width = (_same(n, size, stride) if same else ((size - 1) // 2, (size - 1) // 2) for n in x.shape[1:3])
     padding = height, width
-    if jax.default_backend() != 'cpu':
+    mode = _modes[-1]
+    if mode == 'portable':  # each platform gets its own when the program is lowered for it
+        fast = functools.partial(_cpu_conv, stride=stride, padding=padding)
+        plain_one = functools.partial(xla_conv, stride=stride, padding=padding)
+        return jax.lax.platform_dependent(x, kernel, cpu=fast, default=plain_one)
+    if mode == 'plain' or jax.default_backend() != 'cpu':
         return xla_conv(x, kernel, stride, padding)
+    return _cpu_conv(x, kernel, stride, padding)
+
+
+def _cpu_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     kernel, padding = _without_padding_only(kernel, stride, padding, x.shape[1:3])
     if kernel.shape[2] == 1 < x.shape[3] == kernel.shape[3]:
         return depthwise_conv(x, kernel, stride, padding)
@@ -51,6 +61,24 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, same: bool = False) -
     if pixels <= _FEW_PIXELS or x.shape[3] < _FEW_CHANNELS:
         return matmul_conv(x, kernel, stride, padding)
     return (xla_conv if has_avx512() else blocked_conv)(x, kernel, stride, padding)
+
+
+_modes = ['']
+
+
+@contextlib.contextmanager
+def traced_as(mode: str) -> Iterator[None]:
+    """Changes how convolutions are traced, for export.
+
+    Args:
+        mode: 'plain' for XLA's own, which other compilers know; 'portable' for the fastest on the platform that the
+            program is lowered for.
+    """
+    _modes.append(mode)
+    try:
+        yield
+    finally:
+        _modes.pop()
 
 
 @functools.cache

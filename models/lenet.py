@@ -18,11 +18,12 @@ class LeNet(nn.Module):
         outputs, x = {}, images
         for i, (features, rate) in enumerate(((20, 0.0), (50, 0.5)), 1):
             x = Conv(features, kernel_size=5, bias=True, name=f'conv{i}')(x)
-            x = x[:, 2:-2, 2:-2]  # no padding: only where the kernel lies inside
+            for axis in (1, 2):  # no padding: only where the kernel lies inside
+                x = jax.lax.slice_in_dim(x, 2, -2, axis=axis)
             outputs[f'conv{i}'] = x
             x = Dropout(rate, whole='channel', name=f'conv{i}_drop')(x, train)
             x = outputs[f'stage{i}'] = nn.relu(nn.max_pool(x, (2, 2), strides=(2, 2)))
-        x = nn.relu(Dense(500, name='dense')(x.reshape(len(images), -1)))
+        x = nn.relu(Dense(500, name='dense')(x.reshape(images.shape[0], -1)))
         return outputs | {'features': Dropout(0.5, name='dense_drop')(x, train)}
 
     def order(self) -> list[tuple[str, ...]]:
@@ -52,7 +53,7 @@ class DTN(nn.Module):
             x = BatchNorm(self.bn_momentum, self.bn_epsilon, name=f'conv{i}_norm')(x, train)
             x = nn.relu(Dropout(rate, whole='channel', name=f'conv{i}_drop')(x, train))
             outputs[f'stage{i}'] = x
-        x = Dense(512, name='dense')(x.reshape(len(images), -1))
+        x = Dense(512, name='dense')(x.reshape(images.shape[0], -1))
         x = BatchNorm(self.bn_momentum, self.bn_epsilon, name='dense_norm')(x, train)
         return outputs | {'features': Dropout(0.5, name='dense_drop')(nn.relu(x), train)}
 

@@ -44,8 +44,9 @@ class Preprocessing:
             size = [max(round(scale * side), self.resolution) for side in (height, width)]
             # With antialiasing for smaller sizes, as in Pillow.
             images = jax.image.resize(images, (n, *size, channels), METHODS[self.interpolation])
-            top, left = ((side - self.resolution) // 2 for side in size)
-            images = images[:, top : top + self.resolution, left : left + self.resolution]
+            for axis, side in enumerate(size, 1):
+                start = (side - self.resolution) // 2
+                images = jax.lax.slice_in_dim(images, start, start + self.resolution, axis=axis)
         if self.channels > images.shape[-1]:
             images = jnp.repeat(images, self.channels, axis=-1)
         return (images - self._per_channel(self.mean, images)) / self._per_channel(self.std, images)
