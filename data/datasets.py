@@ -39,12 +39,14 @@ class Arrays:
         labels: int32 [N], the class, or -1 where the data set has none (stl10 'unlabelled').
         num_classes: Number of classes.
         class_names: One per class.
+        files: Of a folder of pictures, the path of each, relative to it; otherwise ().
     """
 
     images: np.ndarray
     labels: np.ndarray
     num_classes: int
     class_names: tuple[str, ...]
+    files: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +113,11 @@ def load(name: str, split: str, data_dir: str | None = None, size: int = 0) -> A
             write(builder)
         builder = find(name, data_dir)
     try:
-        images, labels = _read(builder, split, size)
+        images, labels, files = _read(builder, split, size)
     except Exception as error:  # tfds and array_record raise many types for mistakes of the user
         check_prepared(builder)
         raise UserError(f"Cannot read '{split}' of {builder.data_dir}: {first_line(error)}") from error
-    return Arrays(images, labels, features['label'].num_classes, tuple(features['label'].names))
+    return Arrays(images, labels, features['label'].num_classes, tuple(features['label'].names), files)
 
 
 def _check_features(builder: tfds.core.DatasetBuilder, name: str) -> None:
@@ -200,8 +202,8 @@ def _writing(path: str | os.PathLike) -> Iterator[None]:
             raise UserError(f'Cannot prepare {path}: {first_line(error)}') from error
 
 
-def _read(builder: tfds.core.DatasetBuilder, split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images and labels, from a decoded copy beside the prepared files if it is up to date.
+def _read(builder: tfds.core.DatasetBuilder, split: str, size: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Returns images, labels and files, from a decoded copy beside the prepared files if it is up to date.
 
     Decoding 60,000 small PNGs takes seconds at every start of a run, reading the copy a tenth of a second.
     """
@@ -216,14 +218,16 @@ def _read(builder: tfds.core.DatasetBuilder, split: str, size: int) -> tuple[np.
     # Opened here, since np.load leaves a damaged file open.
     damages = (OSError, ValueError, KeyError, zipfile.BadZipFile)
     with contextlib.suppress(*damages), open(cache, 'rb') as copy, np.load(copy) as arrays:
-        return arrays['images'], arrays['labels']
+        return arrays['images'], arrays['labels'], tuple(map(str, arrays.get('files', ())))
 
     shape = (size, size, feature.shape[-1]) if size else feature.shape
     images = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int32)
+    files = [''] * len(source)
 
     def read(i: int) -> None:
         example = source[i]
+        files[i] = example.get('file', b'').decode()
         images[i] = _resize(example['image'], shape) if size else example['image']
         labels[i] = example['label']
 
@@ -235,13 +239,13 @@ def _read(builder: tfds.core.DatasetBuilder, split: str, size: int) -> tuple[np.
     with contextlib.suppress(OSError):  # A read-only folder or a full disk: the next run decodes again.
         try:
             with open(temporary, 'wb') as file:
-                np.savez(file, images=images, labels=labels)
+                np.savez(file, images=images, labels=labels, **({'files': np.array(files)} if any(files) else {}))
             for stale in folder.glob(f'decoded-{stem}-*.npz'):
                 stale.unlink(missing_ok=True)
             temporary.replace(cache)
         finally:
             temporary.unlink(missing_ok=True)
-    return images, labels
+    return images, labels, tuple(filter(None, files))
 
 
 def _resize(image: bytes | np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

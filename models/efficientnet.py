@@ -47,7 +47,7 @@ class EfficientNetLite0(nn.Module):
                 number += 1
             outputs |= {f'stage{stage + 1}': x, name + 'project_conv': convolved[name + 'project_conv']}
         x = nn.relu6(conv_norm(x, 1280, 'conv_head', 'bn1'))
-        return outputs | {'features': x.mean(axis=(1, 2))}
+        return outputs | {'map': x, 'features': x.mean(axis=(1, 2))}
 
     def order(self) -> list[tuple[str, ...]]:
         """Returns the prefixes of the names of each block's layers, from the images to the features."""

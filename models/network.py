@@ -20,10 +20,11 @@ class Network(nn.Module):
     """Maps normalised images `[N, H, W, C]`, or their features `[N, D]`, to every named output.
 
     Attributes:
-        backbone: Maps `(images, train)` to {'features': `[N, D]`, the feature map `[N, h, w, c]` at the end of every
-            stage, by name, and the output of the stage's last convolution, by the name of that layer}. Plain Flax,
-            with `models.layers.BatchNorm` for batch norm. Its method `order()`, if it has one, returns the prefixes of
-            the names of each block's layers, from the images to the features; otherwise each layer is a block.
+        backbone: Maps `(images, train)` to {'features': `[N, D]`, 'map': the feature map whose average they are, if
+            they are one, the feature map `[N, h, w, c]` at the end of every stage, by name, and the output of the
+            stage's last convolution, by the name of that layer}. Plain Flax, with `models.layers.BatchNorm` for batch
+            norm. Its method `order()`, if it has one, returns the prefixes of the names of each block's layers, from
+            the images to the features; otherwise each layer is a block.
         num_classes: Number of classes.
         heads: {name of an output beside 'features' and 'logits': widths of its layers on top of the features; 0 for the
             width of the features}.

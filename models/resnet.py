@@ -57,7 +57,7 @@ class ResNet(nn.Module):
                 x = block(x, 64 * 2**stage, f'layer{stage + 1}_{i}_', stride)
             last = f'layer{stage + 1}_{blocks - 1}_conv{3 if self.bottleneck else 2}'
             outputs |= {f'layer{stage + 1}': x, last: convolved[last]}
-        return outputs | {'features': x.mean(axis=(1, 2))}
+        return outputs | {'map': x, 'features': x.mean(axis=(1, 2))}
 
     def order(self) -> list[tuple[str, ...]]:
         """Returns the prefixes of the names of each block's layers, from the images to the features."""
@@ -97,7 +97,8 @@ class BiT(nn.Module):
                 y = conv(y, out, name + 'conv3')
                 x = x + y
             outputs |= {f'stage{stage + 1}': x, name + 'conv3': y}
-        return outputs | {'features': norm_act(x, 'norm').mean(axis=(1, 2))}
+        x = norm_act(x, 'norm')
+        return outputs | {'map': x, 'features': x.mean(axis=(1, 2))}
 
     def order(self) -> list[tuple[str, ...]]:
         """Returns the prefixes of the names of each block's layers, from the images to the features."""

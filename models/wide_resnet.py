@@ -47,7 +47,8 @@ class WideResNet(nn.Module):
                     x = Conv(features, kernel_size=1, stride=stride, name=name + 'shortcut')(x)
                 x = x + y
             outputs |= {f'stage{stage + 1}': x, name + 'conv2': y}
-        return outputs | {'features': norm_act(x, 'norm').mean(axis=(1, 2))}
+        x = norm_act(x, 'norm')
+        return outputs | {'map': x, 'features': x.mean(axis=(1, 2))}
 
     def order(self) -> list[tuple[str, ...]]:
         """Returns the prefixes of the names of each block's layers, from the images to the features."""

@@ -8,24 +8,15 @@ import unicodedata
 
 import numpy as np
 import pytest
+from drawn import pixels, write
 from PIL import Image
 
 from configs import data_sets
-from data import check, datasets
+from data import datasets
 from data.pictures import decoding, inspection, rules
+from deploy import check
 from errors import UserError
 from train import run, run_folder
-
-
-def pixels(seed, side=32):
-    """Returns a picture unlike those of other seeds, uint8 [side, side, 3]."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
-
-
-def write(path, seed, side=32, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels(seed, side)).save(path, **options)
 
 
 @pytest.fixture
@@ -267,15 +258,15 @@ def test_a_fault_is_found_alone_reported_and_left_as_it_is(folder, fault, capsys
     expected = fault(folder)
     before = state(folder)
     assert found(folder) == expected
-    status = check.main([f'{folder}/'])
+    status = check.main([f'{folder}/', '--fast'])
     text = capsysbinary.readouterr().out.decode()
     for kind, files in expected.items():
         assert rules.KINDS[kind].what in text
-        check.main([f'{folder}/', f'--files={kind}'])
+        check.main([f'{folder}/', '--fast', f'--files={kind}'])
         listed = capsysbinary.readouterr().out
         assert listed == b''.join(os.fsencode(file) + b'\n' for file in files)
     assert status == (fault in (two_labels,))
-    check.main([f'{folder}/', '--json'])
+    check.main([f'{folder}/', '--fast', '--json'])
     report = json.loads(capsysbinary.readouterr().out)
     assert {f['kind']: tuple(f['files']) for f in report['findings'] if f['kind'] != 'held out'} == expected
     assert before == state(folder)
@@ -297,7 +288,7 @@ def test_splits_that_share_pictures_or_lack_classes_are_found(tmp_path, capsys):
         'near leak': ('train/a/near.jpg',),
         'untested class': ('b',),
     }
-    assert check.main([f'{tmp_path}/']) == 1
+    assert check.main([f'{tmp_path}/', '--fast']) == 1
     assert [path for path, _ in parts(tmp_path)['train']] == [
         f'train/{p}' for p in ('a/1.png', 'a/2.png', 'a/near.jpg', 'b/1.png')
     ]
@@ -323,14 +314,14 @@ def test_where_no_training_is_possible_a_run_says_why_and_prepares_nothing(tmp_p
     with pytest.raises(UserError, match=message):
         datasets.load(f'{tmp_path}/photos/', 'train', str(tmp_path / 'prepared'), 8)
     assert not (tmp_path / 'prepared').exists()
-    assert check.main([f'{tmp_path}/photos/']) == 1
+    assert check.main([f'{tmp_path}/photos/', '--fast']) == 1
     assert message in capsys.readouterr().out
 
 
 def test_a_folder_that_does_not_exist_is_an_error(tmp_path, capsys):
     with pytest.raises(UserError, match='There is no folder'):
         datasets.load(f'{tmp_path}/photos/', 'train', str(tmp_path))
-    assert check.main([f'{tmp_path}/photos/']) == 2
+    assert check.main([f'{tmp_path}/photos/', '--fast']) == 2
     assert 'There is no folder' in capsys.readouterr().err
 
 
@@ -415,7 +406,10 @@ def test_near_pairs_are_those_of_a_plain_loop():
     hashes = rng.integers(0, 2**64, 700, np.uint64)
     hashes[::7] = hashes[1::7] ^ np.uint64(0b1011)
     expected = [
-        (i, j) for i in range(700) for j in range(i + 1, 700) if (int(hashes[i]) ^ int(hashes[j])).bit_count() <= 10
+        (i, j)
+        for i in range(700)
+        for j in range(i + 1, 700)
+        if (int(hashes[i]) ^ int(hashes[j])).bit_count() <= inspection.NEAR
     ]
     assert inspection.near_pairs(hashes).tolist() == [list(pair) for pair in expected]
     assert len(expected) >= 100

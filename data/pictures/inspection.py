@@ -13,7 +13,7 @@ from data.pictures import decoding
 from errors import first_line
 
 TINY = 16  # pixels of the shorter side below which a picture shows too little
-NEAR = 10  # bits of 64 by which the hashes of two pictures differ at most that are taken for nearly the same
+NEAR = 12  # bits of 64 by which the hashes of two pictures differ at most that are taken for nearly the same
 FLAT = 2.0  # standard deviation of gray values, of 255, below which a picture is nearly constant
 MOST = 30_000  # pictures up to which all pairs are compared
 _SUFFIXES = {'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif'), 'TIFF': ('.tif', '.tiff')}

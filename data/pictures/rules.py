@@ -2,9 +2,12 @@
 
 import collections
 import dataclasses
+import functools
 import hashlib
+import pathlib
 import re
 import shlex
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +23,11 @@ _VERSION = re.compile(
 )
 TEST = 0.2  # of the pictures of a class, where the folder has no test part
 IMBALANCE = 10  # times that the largest class has more pictures than the smallest
+LISTED = 3  # files that are named of each kind
 SPLITS = ('train', 'validation', 'test')
 NOTE, WRONG, STOPS = 'note', 'wrong', 'stops'
+
+Near = Callable[[pathlib.Path, list[Entry]], np.ndarray]
 
 
 class Kind(NamedTuple):
@@ -67,6 +73,7 @@ KINDS = {
     'duplicate': Kind(NOTE, 'copies of other pictures', _LEAVES, ''),
     'near leak': Kind(NOTE, 'training pictures nearly the same as held-out ones', _USES, 'look at them'),
     'near duplicate': Kind(NOTE, 'pictures nearly the same as others of their part', _USES, ''),
+    'label': Kind(NOTE, 'labels that are probably wrong', _USES, 'look at them'),
     'suffix': Kind(NOTE, 'pictures of another format than their names say', _USES, ''),
     'tiny': Kind(NOTE, f'pictures smaller than {inspection.TINY} pixels', _USES, 'move them away: {move}'),
     'flat': Kind(NOTE, 'pictures nearly of one colour', _USES, 'move them away: {move}'),
@@ -112,11 +119,12 @@ class Pictures:
     findings: tuple[Finding, ...]
 
 
-def examine(name: str) -> Pictures:
+def examine(name: str, near: Near | None = None) -> Pictures:
     """Looks at a folder of pictures.
 
     Args:
         name: Of the folder or of a table in it, see `folder.is_folder`.
+        near: Returns the pairs of entries, int `[P, 2]`, that are nearly the same, beside those by perceptual hash.
 
     Raises:
         UserError: There is no such folder, or its table cannot be read.
@@ -140,7 +148,7 @@ def examine(name: str) -> Pictures:
             found('suffix', path)
     entries = _one_spelling([e for e in entries if not looks[e.path].error], found)
     entries = _without_copies(entries, looks, found)
-    entries = _with_test_part(entries, looks, found)
+    entries = _with_test_part(entries, looks, found, functools.partial(near, folder) if near else None)
     trained = {e.label for e in entries if e.split == 'train'}
     for e in entries:
         if e.split in ('validation', 'test') and e.label not in trained:
@@ -191,7 +199,12 @@ def _without_copies(entries: list[Entry], looks: dict[str, inspection.Look], fou
     return [e for e in entries if e.path not in left_out]
 
 
-def _with_test_part(entries: list[Entry], looks: dict[str, inspection.Look], found: folder_lib.Found) -> list[Entry]:
+def _with_test_part(
+    entries: list[Entry],
+    looks: dict[str, inspection.Look],
+    found: folder_lib.Found,
+    near: Callable[[list[Entry]], np.ndarray] | None,
+) -> list[Entry]:
     """Returns the entries, some of them for testing, and reports near duplicates."""
     pairs = _near(entries, looks)
     held_out = ('test', 'validation')
@@ -204,6 +217,8 @@ def _with_test_part(entries: list[Entry], looks: dict[str, inspection.Look], fou
     elif 'test' not in splits and 'validation' in splits:
         entries = [e._replace(split='test') if e.split == 'validation' else e for e in entries]
         found('validation as test', '', f'{sum(e.split == "test" for e in entries)} pictures')
+    if near:
+        pairs = np.concatenate([pairs, near(entries)])  # the test part does not depend on them
     for i, j in pairs.tolist():
         first, second = sorted((entries[i], entries[j]), key=lambda e: (e.split in held_out, e.path))
         apart = (first.split in held_out) != (second.split in held_out)
@@ -295,7 +310,7 @@ def usable(name: str) -> Pictures:
     for finding in pictures.findings:
         if finding.level == STOPS:
             kind = KINDS[finding.kind]
-            raise UserError(f'{name}: {kind.what}: {kind.mend}. More: python -m data.check {shlex.quote(name)}')
+            raise UserError(f'{name}: {kind.what}: {kind.mend}. More: python -m deploy.check {shlex.quote(name)}')
     return pictures
 
 
@@ -306,3 +321,18 @@ def summary(pictures: Pictures) -> str:
     left_out = sum(len(f.files) for f in pictures.findings if KINDS[f.kind].rule == _LEAVES)
     wrong = [f'{len(f.files)} {KINDS[f.kind].what}' for f in pictures.findings if f.level == WRONG]
     return f'{", ".join(parts)}; {left_out} left out' + (f' ({"; ".join(wrong)})' if wrong else '')
+
+
+def line(finding: Finding) -> str:
+    """Returns one line on a finding, with the first files."""
+    pairs = zip(finding.files, finding.details, strict=True)
+    some = [_shown(file) + f' ({_shown(detail)})' * bool(detail) for file, detail in pairs]
+    what = KINDS[finding.kind].what
+    if not finding.files[0]:
+        return f'{finding.level}: {what}{some[0]}'
+    more = f' and {len(some) - LISTED} more' * (len(some) > LISTED)
+    return f'{finding.level}: {len(some)} {what}: {", ".join(some[:LISTED])}{more}'
+
+
+def _shown(text: str) -> str:
+    return text if text.isprintable() else ascii(text)

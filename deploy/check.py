@@ -1,8 +1,9 @@
 """Says what is wrong with a folder of pictures, what training does about it, and what to do. It changes nothing.
 
-python -m data.check photos/                        the exit status is 1 where training would not be what it seems
-python -m data.check photos/ --json                 the same for programs, with every file
-python -m data.check photos/ --files=unreadable     the files of one kind, one a line
+python -m deploy.check photos/                      the exit status is 1 where training would not be what it seems
+python -m deploy.check photos/ --json               the same for programs, with every file
+python -m deploy.check photos/ --files=unreadable   the files of one kind, one a line
+python -m deploy.check photos/ --run=runs/NAME      also labels that are probably wrong
 """
 
 import argparse
@@ -13,9 +14,8 @@ import shlex
 import sys
 
 from data.pictures import rules
+from deploy import finished, suspects
 from errors import UserError, unknown
-
-LISTED = 3  # files that are named of each kind
 
 
 def report(name: str, pictures: rules.Pictures) -> str:
@@ -28,39 +28,36 @@ def report(name: str, pictures: rules.Pictures) -> str:
         lines.append(f'  {label:{width}} {", ".join(parts)}')
     for finding in pictures.findings:
         kind = rules.KINDS[finding.kind]
-        pairs = zip(finding.files, finding.details, strict=True)
-        some = [_shown(file) + f' ({_shown(detail)})' * bool(detail) for file, detail in pairs]
-        more = f' and {len(some) - LISTED} more' * (len(some) > LISTED)
-        text = f'{len(some)} {kind.what}: {", ".join(some[:LISTED])}{more}' if finding.files[0] else kind.what + some[0]
-        lines += ['', f'{finding.level}: {text}']
+        lines += ['', rules.line(finding)]
         lines += [f'  Training {kind.rule}.'] * bool(kind.rule) + [f'  To do: {mend(name, finding)}'] * bool(kind.mend)
     return '\n'.join(lines)
-
-
-def _shown(text: str) -> str:
-    return text if text.isprintable() else ascii(text)
 
 
 def mend(name: str, finding: rules.Finding) -> str:
     """Returns what to do about a finding."""
     quoted = shlex.quote(name)
-    move = f"python -m data.check {quoted} --files='{finding.kind}' | (cd {quoted} && xargs -d '\\n' mv -t ELSEWHERE)"
+    move = f"python -m deploy.check {quoted} --files='{finding.kind}' | (cd {quoted} && xargs -d '\\n' mv -t ELSEWHERE)"
     return rules.KINDS[finding.kind].mend.format(name=quoted, move=move)
 
 
 def main(args: list[str] | None = None) -> int:
     """Runs the command line, returns the exit status."""
     parser = argparse.ArgumentParser(
-        'python -m data.check', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        'python -m deploy.check', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('folder', help='folder of pictures, or a CSV file of paths, labels and maybe splits')
     parser.add_argument('--json', action='store_true', help='print JSON')
     parser.add_argument('--files', metavar='KIND', help='print the files of one kind')
+    parser.add_argument('--run', help='folder of a finished run on it, to look for wrong labels with')
+    parser.add_argument('--fast', action='store_true', help='look for nearly equal pictures without a network')
+    parser.add_argument('--data_dir', metavar='DIR', help='prepared data sets (default: $TFDS_DATA_DIR)')
     flags = parser.parse_args(args)
     try:
         if flags.files and flags.files not in rules.KINDS:
             raise unknown('kind', flags.files, rules.KINDS)
-        pictures = rules.examine(flags.folder)
+        pictures = rules.examine(flags.folder, None if flags.fast else suspects.near)
+        if flags.run:
+            pictures = _with_suspects(pictures, finished.load(flags.run), flags.data_dir)
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
@@ -70,18 +67,20 @@ def main(args: list[str] | None = None) -> int:
         for file in findings[flags.files].files if flags.files in findings else ():
             print(file)
     elif flags.json:
-        print(
-            json.dumps(
-                {
-                    'classes': pictures.classes,
-                    'findings': [dataclasses.asdict(f) | {'level': f.level} for f in pictures.findings],
-                },
-                indent=2,
-            )
-        )
+        listed = [{'level': finding.level, **dataclasses.asdict(finding)} for finding in pictures.findings]
+        print(json.dumps({'classes': pictures.classes, 'findings': listed}, indent=2))
     else:
         print(report(flags.folder, pictures))
     return int(any(finding.level != rules.NOTE for finding in pictures.findings))
+
+
+def _with_suspects(pictures: rules.Pictures, run: finished.Finished, data_dir: str | None) -> rules.Pictures:
+    found = suspects.labels(run, data_dir)
+    if not found:
+        return pictures
+    details = tuple(f'labeled {label}, looks like {guess}' for _, label, guess in found)
+    finding = rules.Finding('label', tuple(file for file, _, _ in found), details)
+    return dataclasses.replace(pictures, findings=(*pictures.findings, finding))
 
 
 if __name__ == '__main__':

@@ -1,0 +1,365 @@
+"""What is done with a finished run: predictions, a report, and exported models that are the same as in JAX."""
+
+import csv
+import html
+import html.parser
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+from drawn import pixels, write
+from PIL import Image
+from scipy import stats
+from sklearn import metrics
+
+import models
+from data import datasets
+from deploy import calibration, export, finished, predict, report
+from models import conv
+from train import run
+
+EVIL = '<img src=x onerror=alert(1)>'
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, make_settings):
+    """Returns the folders of pictures of three classes, one of them of an evil name, and of a finished run on them."""
+    root = tmp_path_factory.mktemp('deploy')
+    os.environ['TFDS_DATA_DIR'], before = str(root / 'prepared'), os.environ.get('TFDS_DATA_DIR')
+    colours = {'red': (200, 40, 40), 'blue': (40, 40, 200), EVIL: (40, 180, 40)}
+    for c, (name, colour) in enumerate(colours.items()):
+        for i in range(12):
+            (root / 'photos' / name).mkdir(parents=True, exist_ok=True)
+            noise = pixels(100 * c + i).astype(float) - 128
+            image = np.clip(np.array(colour) + 0.7 * noise, 0, 255).astype(np.uint8)
+            Image.fromarray(image).save(root / 'photos' / name / f'{i}.png')
+    for i in range(3):
+        write(root / 'photos' / 'unlabeled' / f'{i}.png', 1000 + i)
+    sizes = {'data.image_size': 16, 'data.weak.pad': 2, 'data.strong.translate': 2, 'data.strong.cutout': 4}
+    settings = make_settings('fixmatch', f'{root}/photos/', **sizes)
+    run.run(settings, root / 'run')
+    yield root / 'photos', root / 'run'
+    if before is None:
+        del os.environ['TFDS_DATA_DIR']
+    else:
+        os.environ['TFDS_DATA_DIR'] = before
+
+
+@pytest.fixture(scope='module')
+def loaded(trained):
+    return finished.load(str(trained[1]))
+
+
+# --- Predictions
+
+
+def test_predictions_are_those_of_the_runs_own_evaluation(trained, loaded):
+    photos, _ = trained
+    arrays = datasets.load(f'{photos}/', 'test', size=16)
+    rows = list(predict.rows(loaded, [photos / file for file in arrays.files]))
+    names = [arrays.class_names[label] for label in arrays.labels]
+    right = np.mean([row['label'] == name for row, name in zip(rows, names, strict=True)])
+    assert right == loaded.result['test_accuracy']['last']
+    for row in rows:
+        assert row['probability'] + row['probability_2'] + row['probability_3'] == pytest.approx(1)
+        assert row['probability'] >= row['probability_2'] >= row['probability_3']
+        assert {row['label'], row['label_2'], row['label_3']} == set(arrays.class_names)
+
+
+def test_a_prediction_depends_on_no_other_picture(trained, loaded):
+    photos, _ = trained
+    paths = sorted(photos.rglob('*.png'))
+    expected = {row['file']: row for row in predict.rows(loaded, paths)}
+    assert len(expected) == 39
+    shuffled = [paths[i] for i in np.random.default_rng(0).permutation(len(paths))]
+    for order, at_once in ((paths[::-1], 100), (shuffled, 7), (shuffled[:5], 1)):
+        for row in predict.rows(loaded, order, at_once=at_once):
+            assert row == expected[row['file']]  # bitwise
+
+
+def test_a_damaged_picture_is_a_row_with_its_error(trained, loaded, tmp_path):
+    photos, folder = trained
+    shutil.copytree(photos / 'red', tmp_path / 'new')
+    (tmp_path / 'new' / '1.png').write_bytes((photos / 'red' / '1.png').read_bytes()[:100])
+    (tmp_path / 'new' / 'page.jpg').write_text(EVIL)
+    (tmp_path / 'new' / 'notes.txt').write_text('no picture')
+    assert predict.main([str(folder), str(tmp_path / 'new'), f'--out={tmp_path}/out.csv']) == 0
+    with open(tmp_path / 'out.csv', newline='') as file:
+        rows = {pathlib.Path(row['file']).name: row for row in csv.DictReader(file)}
+    assert sorted(rows) == sorted([*(f'{i}.png' for i in range(12)), 'page.jpg'])
+    errors = {name for name, row in rows.items() if row['error']}
+    assert errors == {'1.png', 'page.jpg'}
+    assert all(bool(row['label']) != bool(row['error']) for row in rows.values())
+    assert predict.main([str(folder), str(tmp_path / 'new' / 'page.jpg')]) == 1  # none can be read
+
+
+def test_a_table_of_paths_is_read_and_may_not_lead_out(trained, tmp_path, capsys):
+    photos, folder = trained
+    (photos / 'list.csv').write_text('file;note\nred/0.png;x\nblue/none.png;y\n')
+    assert predict.main([str(folder), str(photos / 'list.csv'), f'--out={tmp_path}/out.jsonl', '--top=1']) == 0
+    first, second = map(json.loads, (tmp_path / 'out.jsonl').read_text().splitlines())
+    assert (first['file'], 'label_2' in first, first['error']) == (str(photos / 'red/0.png'), False, '')
+    assert 'No such file' in second['error']
+    (photos / 'list.csv').write_text('file\n../secret.png\n')
+    assert predict.main([str(folder), str(photos / 'list.csv')]) == 1
+    assert 'lead out of its folder' in capsys.readouterr().err
+    (photos / 'list.csv').unlink()
+
+
+def test_doubts_follow_the_risk_and_the_distance(trained, loaded):
+    photos, _ = trained
+    arrays = datasets.load(f'{photos}/', 'test', size=16)
+    doubts = predict.Doubts.learn(loaded, 0.0)
+    rows = list(predict.rows(loaded, [photos / file for file in arrays.files], doubts=doubts))
+    names = [arrays.class_names[label] for label in arrays.labels]
+    accepted = [row['label'] == name for row, name in zip(rows, names, strict=True) if not row['abstain']]
+    assert all(accepted)
+    every = predict.Doubts.learn(loaded, 1.0)
+    held_out = [photos / file for file in arrays.files]
+    assert not any(row['abstain'] for row in predict.rows(loaded, held_out, doubts=every))
+    labeled = datasets.load(f'{photos}/', 'train', size=16).files
+    for row in predict.rows(loaded, [photos / file for file in labeled], doubts=doubts):
+        assert row['distance'] == pytest.approx(0, abs=1e-5)
+        assert not row['unlike']
+
+
+def test_without_its_data_a_run_predicts_without_doubts(trained, tmp_path, capsys):
+    photos, folder = trained
+    arguments = [str(folder), str(photos / 'red'), f'--out={tmp_path}/out.csv', f'--data_dir={tmp_path}']
+    shutil.copytree(photos, tmp_path / 'photos')
+    write(photos / 'red' / 'another.png', 5000)
+    try:
+        assert predict.main(arguments) == 0
+    finally:
+        (photos / 'red' / 'another.png').unlink()
+    assert 'no columns abstain' in capsys.readouterr().err
+    assert 'abstain' not in (tmp_path / 'out.csv').read_text().splitlines()[0]
+
+
+def test_what_is_no_finished_run_is_one_line(trained, tmp_path, capsys):
+    for name in (str(tmp_path), str(tmp_path / 'none'), str(trained[0])):
+        assert predict.main([name, str(trained[0])]) == 1
+        assert capsys.readouterr().err == f'error: {name} is not the folder of a finished run.\n'
+
+
+# --- Calibration
+
+
+def test_temperature_has_the_least_cross_entropy():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(400, 5)) * 2
+    labels = np.array([rng.choice(5, p=np.exp(row / 3) / np.exp(row / 3).sum()) for row in logits])
+    found = calibration.temperature(logits, labels)
+
+    def loss(t):
+        return metrics.log_loss(labels, calibration.probabilities(logits, t), labels=range(5))
+
+    assert found == pytest.approx(min(np.linspace(1, 6, 501), key=loss), abs=0.02)
+    assert found == pytest.approx(3, rel=0.3)
+
+
+def test_calibration_error_and_least_probability_are_those_of_plain_loops():
+    rng = np.random.default_rng(1)
+    confidences = np.round(rng.uniform(size=300), 2)
+    right = rng.uniform(size=300) < confidences**0.5
+    error = 0.0
+    for b in range(15):
+        inside = [i for i in range(300) if b / 15 <= confidences[i] < (b + 1) / 15 or (b == 14 and confidences[i] == 1)]
+        if inside:
+            error += len(inside) / 300 * abs(np.mean(confidences[inside]) - np.mean(right[inside]))
+    assert calibration.expected_error(confidences, right) == pytest.approx(error)
+    for risk in (0.0, 0.05, 0.2, 1.0):
+        fitting = [p for p in confidences if np.mean(~right[confidences >= p]) <= risk]
+        assert calibration.least_probability(confidences, right, risk) == min(fitting, default=np.inf)
+
+
+# --- Report
+
+
+class _Page(html.parser.HTMLParser):
+    """Counts tags, and checks that they are closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.count = [], {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.count[tag] = self.count.get(tag, 0) + 1
+        if tag not in ('meta', 'img'):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope='module')
+def reported(trained):
+    assert report.main([str(trained[1])]) == 0
+    return trained[1] / 'report'
+
+
+def test_a_reports_numbers_are_those_of_scikit_learn(trained, loaded, reported):
+    content = json.loads((reported / 'report.json').read_text())
+    arrays = datasets.load(f'{trained[0]}/', 'test', size=16)
+    logits, _ = loaded.predict(arrays.images)
+    guesses = logits.argmax(-1)
+    assert (
+        content['accuracy'] == metrics.accuracy_score(arrays.labels, guesses) == loaded.result['test_accuracy']['last']
+    )
+    assert content['balanced_accuracy'] == pytest.approx(metrics.balanced_accuracy_score(arrays.labels, guesses))
+    table = metrics.classification_report(arrays.labels, guesses, output_dict=True, zero_division=0)
+    for name, key in (('macro', 'macro avg'), ('weighted', 'weighted avg')):
+        expected = {'precision': table[key]['precision'], 'recall': table[key]['recall'], 'f1': table[key]['f1-score']}
+        assert content[name] == pytest.approx(expected)
+    assert content['top_k'] == {'2': pytest.approx(metrics.top_k_accuracy_score(arrays.labels, logits, k=2))}
+    assert np.sum(content['confusion']) == len(arrays.labels)
+    n, p, z = len(guesses), content['accuracy'], stats.norm.ppf(0.975)
+    centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    low, high = ((centre + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
+    assert content['accuracy_interval'] == pytest.approx([low, high])
+    assert sum(c['labeled_images'] for c in content['classes'].values()) == 30
+    assert {key for key in content['pseudo_labels']} >= {'fixmatch/mask_rate', 'fixmatch/pseudo_label_accuracy'}
+
+
+def test_a_report_is_one_file_that_runs_nothing_and_loads_nothing(reported):
+    text = (reported / 'report.html').read_text()
+    page = _Page(text)
+    assert page.open == []
+    assert page.count.get('script', 0) == 0
+    assert html.escape(EVIL) in text  # the name of a class, which is no tag
+    assert page.count['img'] == len(list(reported.glob('*.png'))) >= 4
+    assert 'http' not in text.partition('<pre>')[0]
+    for name in reported.glob('*.png'):
+        with Image.open(name) as picture:
+            assert min(picture.size) > 100
+
+
+def test_two_runs_are_reported_side_by_side(trained, loaded, tmp_path):
+    folder = str(trained[1])
+    assert report.main([folder, folder, f'--out={tmp_path}']) == 0
+    text = (tmp_path / 'report.html').read_text()
+    assert 'only the first run is right on 0, only the second on 0' in text
+    assert len(json.loads((tmp_path / 'report.json').read_text())) == 2
+    assert report.main([folder] * 3) == 1
+
+
+def test_a_class_activation_map_averages_to_the_logit(loaded):
+    images = np.stack([pixels(i, 16) for i in range(4)])
+    classes = np.array([0, 1, 2, 0])
+    maps = report.activation_maps(loaded, images, classes)
+    logits, _ = loaded.predict(images)
+    bias = np.asarray(loaded.variables['params']['head']['bias'])
+    assert np.allclose(maps.mean((1, 2)), logits[np.arange(4), classes] - bias[classes], atol=1e-5)
+    assert maps.std((1, 2)).min() > 0
+
+
+# --- Export
+
+NETWORKS = {
+    'wide_resnet': ({'blocks': (1, 1), 'width': 1}, (9, 9, 3)),
+    'resnet18': ({'blocks': (1, 1)}, (33, 33, 3)),
+    'bit_r50x1': ({'blocks': (1, 1)}, (32, 32, 3)),
+    'efficientnet_lite0': ({'resolution': 32, 'crop': 0.875}, (20, 24, 3)),
+    'lenet': ({}, (28, 28, 1)),
+    'dtn': ({}, (32, 32, 3)),
+}
+
+
+def network(name):
+    """Returns a finished run's stand-in, with random parameters and statistics that are not their first values."""
+    values, shape = NETWORKS[name]
+    model = models.create(name, 5, **values)
+    variables = model.init(jax.random.key(0), shape)
+    leaves, tree = jax.tree.flatten(variables['batch_stats'])
+    rng = np.random.default_rng(0)
+    leaves = [np.float32(leaf + rng.uniform(-0.2, 0.2, leaf.shape)) for leaf in leaves]
+    variables = {'params': variables['params'], 'batch_stats': jax.tree.unflatten(tree, leaves)}
+    head = variables['params']['head']
+    head['kernel'] = np.float32(rng.normal(size=head['kernel'].shape))
+    result = {'class_names': list('abcde'), 'image_shape': list(shape)}
+    return finished.Finished(pathlib.Path('run'), None, result, model, variables, 1)
+
+
+@pytest.mark.parametrize('kind', ['stablehlo', 'onnx', 'tflite'])
+@pytest.mark.parametrize('name', NETWORKS)
+def test_an_exported_network_is_the_same_in_its_own_runtime(name, kind, tmp_path):
+    for package in {'onnx': ('onnx', 'onnxruntime'), 'tflite': ('litert_converter', 'ai_edge_litert')}.get(kind, ()):
+        pytest.importorskip(package)
+    made = network(name)
+    shape = made.image_shape
+    images = np.random.default_rng(1).integers(0, 256, (5, *shape), np.uint8)
+    expected, _ = made.predict(images)
+    path = tmp_path / f'model.{kind}'
+    path.write_bytes(export.write(made, kind, None, images))
+    parity = export.compare(kind, path, images, expected.argmax(-1), expected)
+    assert parity['same_labels'] == parity['accuracy'] == 1
+    assert parity['difference'] <= 1e-4
+
+
+def test_a_model_in_another_size_resizes_as_for_training(tmp_path):
+    made = network('wide_resnet')
+    large = np.stack([pixels(i, 36)[:30] for i in range(3)])
+    small = np.stack([np.asarray(Image.fromarray(image).resize((9, 9), Image.Resampling.BILINEAR)) for image in large])
+    logits, _ = export.function(made, (30, 36))(large)
+    assert np.abs(np.asarray(logits) - made.predict(small)[0]).max() < 0.05 * np.ptp(logits)
+
+
+def test_an_export_has_all_that_belongs_to_it(trained, tmp_path, capsys):
+    folder = tmp_path / 'run'
+    shutil.copytree(trained[1], folder)
+    assert export.main([str(folder), '--to=stablehlo']) == 0
+    out = folder / 'export' / 'stablehlo'
+    assert {path.name for path in out.iterdir()} == {'model.stablehlo', 'model.json', 'README.md', 'reference.npz'}
+    record = json.loads((out / 'model.json').read_text())
+    assert record['classes'] == sorted(record['classes'])
+    assert record['input']['shape'] == ['N', 16, 16, 3]
+    assert record['data_sha256']
+    assert record['parity']['images'] == 6 + 33
+    assert 'Accuracy' in (out / 'README.md').read_text()
+    with np.load(out / 'reference.npz') as reference:
+        call = jax.export.deserialize(bytearray((out / 'model.stablehlo').read_bytes())).call
+        assert np.allclose(call(reference['images'])[0], reference['logits'], atol=1e-5)
+
+
+def test_a_model_that_differs_is_an_error_and_not_written(trained, tmp_path, monkeypatch, capsys):
+    made = finished.load(str(trained[1]))
+    right = export.write(made, 'stablehlo', None, np.zeros(0))
+    head = made.variables['params']['head']
+    head['bias'] = head['bias'] + np.float32([0.01, 0, 0]) * 100
+    monkeypatch.setattr(finished, 'load', lambda name: made)
+    monkeypatch.setattr(export, 'write', lambda *arguments: right)
+    assert export.main([str(trained[1]), '--to=stablehlo', f'--out={tmp_path}/out']) == 1
+    assert 'is not the same model' in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_compilers_get_xlas_own_convolutions():
+    made = network('efficientnet_lite0')
+    images = jax.ShapeDtypeStruct((1, *made.image_shape), np.uint8)
+    with conv.traced_as('plain'):
+        text = str(jax.make_jaxpr(export.function(made))(images))
+    assert text.count('conv_general_dilated[') == 49
+    pytest.importorskip('litert_converter')
+    litert = pytest.importorskip('ai_edge_litert.interpreter')
+    model = export.write(made, 'tflite', None, np.zeros(0))
+    names = [op['op_name'] for op in litert.Interpreter(model_content=model)._get_ops_details()]
+    assert (names.count('CONV_2D'), names.count('DEPTHWISE_CONV_2D')) == (33, 16)
+
+
+@pytest.mark.skipif(not shutil.which('chromium'), reason='no Chromium to look at the page with')
+@pytest.mark.parametrize('width', [360, 1400])
+def test_a_report_fits_a_browser(reported, tmp_path, width):
+    script = 'document.title = document.documentElement.scrollWidth + " " + document.images.length'
+    page = tmp_path / 'page.html'
+    page.write_text((reported / 'report.html').read_text().replace('</html>', f'<script>{script}</script></html>'))
+    command = ['chromium', '--headless', '--no-sandbox', '--disable-gpu', f'--window-size={width},900', '--dump-dom']
+    dom = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=60, check=True).stdout
+    scroll, images = dom.partition('<title>')[2].partition('</title>')[0].split()
+    assert int(scroll) <= max(width, 500)  # headless Chromium is at least so wide
+    assert int(images) == len(list(reported.glob('*.png')))
