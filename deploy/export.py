@@ -6,7 +6,7 @@
 The model takes uint8 pictures `[N, H, W, C]` and gives `logits` and `probabilities`; preprocessing is part of it. It is
 run on the run's test images in its own runtime, in another process, and compared with JAX. If it differs by more than
 its format allows, nothing is written and the exit status is 1. All formats but stablehlo need packages of their own:
-pip install -r requirements-export.txt, in an environment of its own.
+pip install -r requirements-deploy.txt, in an environment of its own.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def write(run: Finished, kind: str, size: tuple[int, int] | None, images: np.nda
             model = tflite_writer.write(forward, shape, OUTPUTS)
         return getattr(tflite_writer, form.quantise)(model, images) if form.quantise else model
     except ImportError as error:
-        raise UserError(f'--to={kind} needs packages: pip install -r requirements-export.txt ({error}).') from error
+        raise UserError(f'--to={kind} needs packages: pip install -r requirements-deploy.txt ({error}).') from error
 
 
 def compare(

@@ -15,6 +15,7 @@ import concurrent.futures
 import contextlib
 import csv
 import dataclasses
+import itertools
 import json
 import pathlib
 import sys
@@ -68,6 +69,15 @@ class Doubts:
         return cls(labeled, temperature, threshold, float(np.quantile(_distance(held_out, labeled), UNLIKE)))
 
 
+def doubts_or_warning(run: Finished, risk: float, data_dir: str | None) -> Doubts | None:
+    """Returns `Doubts.learn`, or None and prints a warning where the run's data cannot be read."""
+    try:
+        return Doubts.learn(run, risk, data_dir)
+    except UserError as error:
+        print(f'warning: no columns abstain, distance and unlike, as they need the data. {error}', file=sys.stderr)
+        return None
+
+
 def _unit(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
 
@@ -94,6 +104,34 @@ def sources(names: Iterable[str]) -> Iterator[pathlib.Path]:
             raise UserError(f'There is no {name}.')
 
 
+def answers(run: Finished, images: np.ndarray, top: int = 3, doubts: Doubts | None = None) -> list[dict[str, Any]]:
+    """Returns a prediction for each image.
+
+    Args:
+        run: The finished run.
+        images: As its own, uint8 `[N, H, W, C]`.
+        top: Number of labels for each.
+        doubts: When not to trust a prediction; None to leave `abstain`, `distance` and `unlike` out.
+
+    Returns:
+        [{'label', 'probability', 'label_2', 'probability_2', ..., 'abstain', 'distance', 'unlike'}].
+    """
+    logits, features = run.predict(images)
+    probabilities = calibration.probabilities(logits, doubts.temperature if doubts else 1.0)
+    ends = ['', *(f'_{i}' for i in range(2, top + 1))]
+    found: list[dict[str, Any]] = []
+    for values in probabilities:
+        answer: dict[str, Any] = {}
+        for end, i in zip(ends, np.argsort(-values, kind='stable'), strict=False):
+            answer |= {f'label{end}': run.class_names[i], f'probability{end}': float(values[i])}
+        found.append(answer)
+    if doubts:
+        for answer, distance in zip(found, _distance(features, doubts.features), strict=True):
+            answer |= {'abstain': int(answer['probability'] < doubts.threshold)}
+            answer |= {'distance': float(distance), 'unlike': int(distance > doubts.distance)}
+    return found
+
+
 def rows(
     run: Finished, paths: Iterable[pathlib.Path], top: int = 3, doubts: Doubts | None = None, at_once: int = AT_ONCE
 ) -> Iterator[dict[str, Any]]:
@@ -102,38 +140,25 @@ def rows(
     Args:
         run: The finished run.
         paths: The pictures.
-        top: Number of labels for each.
-        doubts: When not to trust a prediction; None to leave `abstain`, `distance` and `unlike` out.
+        top: As for `answers`.
+        doubts: As for `answers`.
         at_once: Pictures in memory. It changes no prediction.
 
     Yields:
-        {'file', 'label', 'probability', 'label_2', 'probability_2', ..., 'error'}: with an error the others are empty.
+        {'file', what `answers` has, 'error'}: with an error the others are empty.
     """
-    names = np.array(run.class_names)
-    top = min(top, len(names))
-    keys = [key for i in range(1, top + 1) for key in (f'label_{i}', f'probability_{i}')]
-    keys = ['file', 'label', 'probability', *keys[2:]] + ['abstain', 'distance', 'unlike'] * bool(doubts) + ['error']
+    keys = answers(run, np.zeros((1, *run.image_shape), np.uint8), top, doubts)[0].keys()
     iterator = iter(paths)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        while chunk := [path for path, _ in zip(iterator, range(at_once), strict=False)]:
+        while chunk := list(itertools.islice(iterator, at_once)):
             decoded = list(pool.map(lambda path: _decode(run, path), chunk))
             images = [image for image in decoded if not isinstance(image, str)]
-            logits, features = run.predict(np.stack(images)) if images else (np.zeros((0, len(names))), None)
-            probabilities = calibration.probabilities(logits, doubts.temperature if doubts else 1.0)
-            distances = _distance(features, doubts.features) if doubts and images else np.zeros(len(images))
-            predicted = zip(probabilities, distances, strict=True)
+            found = iter(answers(run, np.stack(images), top, doubts) if images else [])
             for path, image in zip(chunk, decoded, strict=True):
-                row = dict.fromkeys(keys, '') | {'file': str(path)}
                 if isinstance(image, str):
-                    yield row | {'error': image}
-                    continue
-                values, distance = next(predicted)
-                order = np.argsort(-values, kind='stable')[:top]
-                row |= dict(zip(keys[1:], (v for i in order for v in (str(names[i]), float(values[i]))), strict=False))
-                if doubts:
-                    row |= {'abstain': int(values.max() < doubts.threshold)}
-                    row |= {'distance': float(distance), 'unlike': int(distance > doubts.distance)}
-                yield row
+                    yield {'file': str(path), **dict.fromkeys(keys, ''), 'error': image}
+                else:
+                    yield {'file': str(path), **next(found), 'error': ''}
 
 
 def _decode(run: Finished, path: pathlib.Path) -> np.ndarray | str:
@@ -207,11 +232,7 @@ def main(args: list[str] | None = None) -> int:
     mesh.configure()
     try:
         run = finished.load(flags.run)
-        try:
-            doubts = Doubts.learn(run, flags.risk, flags.data_dir)
-        except UserError as error:
-            doubts = None
-            print(f'warning: no columns abstain, distance and unlike, as they need the data. {error}', file=sys.stderr)
+        doubts = doubts_or_warning(run, flags.risk, flags.data_dir)
         count = damaged = 0
         with writer(flags.out) as write:
             paths = watched(flags.sources) if flags.watch else sources(flags.sources)

@@ -17,7 +17,7 @@ def write(function: Callable[[jax.Array], tuple[jax.Array, ...]], shape: tuple[i
         shape: `(H, W, C)`.
         outputs: Names of the arrays.
     """
-    # The package has no public Python API; its version is pinned in requirements-export.txt.
+    # The package has no public Python API; its version is pinned in requirements-deploy.txt.
     from litert_converter import converter_api_ext as converter
     from litert_converter.mlir import ir, passmanager
 

@@ -1,13 +1,20 @@
 """What is done with a finished run: predictions, a report, and exported models that are the same as in JAX."""
 
+import asyncio
+import base64
 import csv
 import html
 import html.parser
+import io
 import json
 import os
 import pathlib
 import shutil
 import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
 
 import jax
 import numpy as np
@@ -19,7 +26,7 @@ from sklearn import metrics
 
 import models
 from data import datasets
-from deploy import calibration, export, finished, predict, report
+from deploy import calibration, export, finished, predict, report, serve
 from models import conv
 from train import run
 
@@ -78,8 +85,8 @@ def test_a_prediction_depends_on_no_other_picture(trained, loaded):
     assert len(expected) == 39
     shuffled = [paths[i] for i in np.random.default_rng(0).permutation(len(paths))]
     for order, at_once in ((paths[::-1], 100), (shuffled, 7), (shuffled[:5], 1)):
-        for row in predict.rows(loaded, order, at_once=at_once):
-            assert row == expected[row['file']]  # bitwise
+        rows = list(predict.rows(loaded, order, at_once=at_once))
+        assert rows == [expected[str(path)] for path in order]  # bitwise
 
 
 def test_a_damaged_picture_is_a_row_with_its_error(trained, loaded, tmp_path):
@@ -352,6 +359,60 @@ def test_other_compilers_get_xlas_own_convolutions():
     assert (names.count('CONV_2D'), names.count('DEPTHWISE_CONV_2D')) == (33, 16)
 
 
+# --- Serving
+
+
+@pytest.fixture(scope='module')
+def served(trained):
+    """Returns the address of a running server, which takes pictures of up to 0.1 MB."""
+    pytest.importorskip('starlette')
+    uvicorn = pytest.importorskip('uvicorn')
+    run = finished.load(str(trained[1]))
+    application = serve.create(run, predict.Doubts.learn(run, 0.05), megabytes=0.1)
+    server = uvicorn.Server(uvicorn.Config(application, port=0, log_level='error', lifespan='off'))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f'http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}'
+    server.should_exit = True
+    thread.join()
+
+
+def post(address, raw):
+    """Returns the status and the content of an answer."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(f'{address}/predict', raw)) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read())
+
+
+def test_a_server_answers_as_deploy_predict(trained, loaded, served):
+    path = trained[0] / 'red' / '0.png'
+    (row,) = predict.rows(loaded, [path], doubts=predict.Doubts.learn(loaded, 0.05))
+    status, answer = post(served, path.read_bytes())
+    assert status == 200
+    assert answer == {key: value for key, value in row.items() if key not in ('file', 'error')}
+
+
+def test_a_server_refuses_what_is_no_picture_or_too_large(served):
+    assert post(served, b'<html>')[0] == 415
+    assert post(served, b'')[0] == 415
+    assert post(served, bytes(100_001)) == (413, {'error': 'more than 0.1 MB'})
+    with io.BytesIO() as file:
+        Image.new('1', (10_001, 10_000)).save(file, 'PNG')
+        status, answer = post(served, file.getvalue())
+    assert status == 415
+    assert 'pixels are more than' in answer['error']
+    with pytest.raises(urllib.error.HTTPError, match='405'):
+        urllib.request.urlopen(f'{served}/predict')
+
+
+# --- In a real browser
+
+
 @pytest.mark.skipif(not shutil.which('chromium'), reason='no Chromium to look at the page with')
 @pytest.mark.parametrize('width', [360, 1400])
 def test_a_report_fits_a_browser(reported, tmp_path, width):
@@ -363,3 +424,48 @@ def test_a_report_fits_a_browser(reported, tmp_path, width):
     scroll, images = dom.partition('<title>')[2].partition('</title>')[0].split()
     assert int(scroll) <= max(width, 500)  # headless Chromium is at least so wide
     assert int(images) == len(list(reported.glob('*.png')))
+
+
+async def _drop(folder, address, raw):
+    """Drops a file on a page in Chromium, over its DevTools protocol. Returns the text that the page shows then."""
+    websocket = pytest.importorskip('tornado.websocket')
+    command = ['chromium', '--headless', '--no-sandbox', '--disable-gpu', '--remote-debugging-port=0']
+    browser = subprocess.Popen([*command, f'--user-data-dir={folder}', address], stderr=subprocess.DEVNULL)
+    try:
+        while not (folder / 'DevToolsActivePort').exists():
+            await asyncio.sleep(0.05)
+        port = (folder / 'DevToolsActivePort').read_text().split()[0]
+        pages = []
+        while not pages:
+            with urllib.request.urlopen(f'http://127.0.0.1:{port}/json') as listed:
+                pages = [page for page in json.load(listed) if page['url'].startswith(address)]
+        connection = await websocket.websocket_connect(pages[0]['webSocketDebuggerUrl'])
+        script = f"""(async () => {{
+            while (!document.getElementById('drop')) await new Promise(done => setTimeout(done, 20));
+            const bytes = Uint8Array.from(atob('{base64.b64encode(raw).decode()}'), c => c.charCodeAt(0));
+            const data = new DataTransfer();
+            data.items.add(new File([bytes], 'a.png'));
+            document.getElementById('drop').dispatchEvent(new DragEvent('drop', {{dataTransfer: data}}));
+            while (!document.getElementById('result').rows.length) await new Promise(done => setTimeout(done, 20));
+            return document.body.innerText + (document.getElementById('picture').naturalWidth || '');
+        }})()"""
+        parameters = {'expression': script, 'awaitPromise': True}
+        answer = {}
+        while 'result' not in answer:  # it is an error while the page is being loaded
+            await connection.write_message(json.dumps({'id': 1, 'method': 'Runtime.evaluate', 'params': parameters}))
+            answer = json.loads(await asyncio.wait_for(connection.read_message(), 30))
+        connection.close()
+        return answer['result']['result']['value']
+    finally:
+        browser.kill()
+        browser.wait()
+
+
+@pytest.mark.skipif(not shutil.which('chromium'), reason='no Chromium to look at the page with')
+def test_a_picture_that_is_dropped_on_the_page_is_answered(trained, served, tmp_path):
+    raw = (trained[0] / 'red' / '0.png').read_bytes()
+    _, answer = post(served, raw)
+    shown = asyncio.run(_drop(tmp_path / 'profile', f'{served}/', raw))
+    for key in ('label', 'label_2', 'label_3'):
+        assert answer[key] in shown  # one of them is EVIL, and is text
+    assert f'{100 * answer["probability"]:.1f} %' in shown

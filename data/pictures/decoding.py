@@ -1,15 +1,13 @@
 """Decodes a picture of any common kind."""
 
 import io
-import warnings
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
 MAX_PIXELS = 100_000_000
-# Ours is the limit. Pillow warns of smaller pictures, too, which would be a warning in every run.
-warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+Image.MAX_IMAGE_PIXELS = None  # Pillow's limit, of which it warns only; ours is checked before a picture is decoded
 
 
 def open_picture(raw: bytes) -> Image.Image:
