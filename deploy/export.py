@@ -5,8 +5,8 @@
 
 The model takes uint8 pictures `[N, H, W, C]` and gives `logits` and `probabilities`; preprocessing is part of it. It is
 run on the run's test images in its own runtime, in another process, and compared with JAX. If it differs by more than
-its format allows, nothing is written and the exit status is 1. All formats but stablehlo need packages of their own:
-pip install -r requirements-deploy.txt, in an environment of its own.
+its format allows, nothing is written and the exit status is 1. Needs packages of its own, in an environment of their
+own: pip install -r requirements-deploy.txt.
 """
 
 import argparse

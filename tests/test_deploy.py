@@ -26,9 +26,11 @@ from sklearn import metrics
 
 import models
 from data import datasets
-from deploy import calibration, export, finished, predict, report, serve
+from data.pictures import rules
+from data.pictures.folder import Entry
+from deploy import auto, calibration, export, finished, predict, report, serve
 from models import conv
-from train import run
+from train import run, settings
 
 EVIL = '<img src=x onerror=alert(1)>'
 
@@ -268,6 +270,12 @@ def test_a_class_activation_map_averages_to_the_logit(loaded):
 
 # --- Export
 
+PACKAGES = {
+    'stablehlo': ('flatbuffers',),
+    'onnx': ('onnx', 'onnxruntime'),
+    'tflite': ('litert_converter', 'ai_edge_litert'),
+}
+
 NETWORKS = {
     'wide_resnet': ({'blocks': (1, 1), 'width': 1}, (9, 9, 3)),
     'resnet18': ({'blocks': (1, 1)}, (33, 33, 3)),
@@ -296,7 +304,7 @@ def network(name):
 @pytest.mark.parametrize('kind', ['stablehlo', 'onnx', 'tflite'])
 @pytest.mark.parametrize('name', NETWORKS)
 def test_an_exported_network_is_the_same_in_its_own_runtime(name, kind, tmp_path):
-    for package in {'onnx': ('onnx', 'onnxruntime'), 'tflite': ('litert_converter', 'ai_edge_litert')}.get(kind, ()):
+    for package in PACKAGES[kind]:
         pytest.importorskip(package)
     made = network(name)
     shape = made.image_shape
@@ -318,6 +326,7 @@ def test_a_model_in_another_size_resizes_as_for_training(tmp_path):
 
 
 def test_an_export_has_all_that_belongs_to_it(trained, tmp_path, capsys):
+    pytest.importorskip('flatbuffers')
     folder = tmp_path / 'run'
     shutil.copytree(trained[1], folder)
     assert export.main([str(folder), '--to=stablehlo']) == 0
@@ -335,6 +344,7 @@ def test_an_export_has_all_that_belongs_to_it(trained, tmp_path, capsys):
 
 
 def test_a_model_that_differs_is_an_error_and_not_written(trained, tmp_path, monkeypatch, capsys):
+    pytest.importorskip('flatbuffers')
     made = finished.load(str(trained[1]))
     right = export.write(made, 'stablehlo', None, np.zeros(0))
     head = made.variables['params']['head']
@@ -357,6 +367,52 @@ def test_other_compilers_get_xlas_own_convolutions():
     model = export.write(made, 'tflite', None, np.zeros(0))
     names = [op['op_name'] for op in litert.Interpreter(model_content=model)._get_ops_details()]
     assert (names.count('CONV_2D'), names.count('DEPTHWISE_CONV_2D')) == (33, 16)
+
+
+# --- Choosing
+
+
+def labeled(counts, unlabeled=0):
+    """Returns pictures with {class: number of labels}."""
+    entries = [Entry(f'{name}{i}', name, 'train') for name, count in counts.items() for i in range(count)]
+    return rules.Pictures(tuple(counts), (*entries, *(Entry(f'{i}', '', 'unlabeled') for i in range(unlabeled))), ())
+
+
+def test_what_is_chosen_fits_into_the_minutes():
+    for seconds in (0.01, 0.3, 2.0):
+        for minutes in (1, 10, 60):
+            choice = auto.choose(
+                'a/', labeled({'a': 9, 'b': 9}), minutes, lambda choice, seconds=seconds: (20.0, seconds)
+            )
+            takes = 20 + choice.steps * seconds * (choice.side / 64) ** 2
+            assert takes <= 60 * minutes or (choice.side, choice.steps) == (64, auto.LEAST_STEPS)
+            assert auto.LEAST_STEPS <= choice.steps <= auto.MOST_STEPS
+            assert choice.steps % 10 == 0
+    sides = [auto.choose('a/', labeled({'a': 9, 'b': 9}), m, lambda choice: (20.0, 0.2)).side for m in (1, 5, 10, 60)]
+    assert sides == sorted(sides)
+    assert sides[0] == 64 < sides[-1]
+
+
+def test_unlabeled_pictures_and_rare_classes_decide_on_the_method():
+    def chosen(*arguments):
+        choice = auto.choose('a/', labeled(*arguments), 10, lambda choice: (20.0, 0.2))
+        return choice.config, choice.balanced
+
+    assert chosen({'a': 10, 'b': 10}) == ('finetune', False)
+    assert chosen({'a': 10, 'b': 10}, 40) == ('fixmatch', False)
+    assert chosen({'a': 40, 'b': 10}, 10) == ('finetune', True)
+    assert chosen({'a': 40, 'b': 10}, 100) == ('fixmatch', True)
+
+
+@pytest.mark.parametrize(('config', 'balanced'), [('finetune', True), ('fixmatch', True), ('fixmatch', False)])
+def test_the_written_config_is_one_that_runs(trained, config, balanced):
+    choice = auto.Choice(f'{trained[0]}/', config, balanced, 96, 500, ('It is so',))
+    made = settings.from_config(choice.config_dict())
+    assert (made.steps, made.data.image_size, made.model['resolution']) == (500, 96, 96)
+    labeled_term = 'supervised' if (config, balanced) == ('fixmatch', False) else 'finetune'
+    assert set(made.methods) == {labeled_term, config}
+    assert made.methods[labeled_term].get('balanced', False) == balanced
+    assert '- It is so.' in choice.text()
 
 
 # --- Serving
@@ -411,6 +467,15 @@ def test_a_server_refuses_what_is_no_picture_or_too_large(served):
 
 
 # --- In a real browser
+
+
+def test_without_its_packages_a_format_says_which_to_install(trained, tmp_path, monkeypatch, capsys):
+    for package, kind in (('onnx', 'onnx'), ('litert_converter', 'tflite'), ('flatbuffers', 'stablehlo')):
+        monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.delitem(sys.modules, f'deploy.{kind}_writer', raising=False)
+        assert export.main([str(trained[1]), f'--to={kind}', f'--out={tmp_path}/out']) == 1
+        assert 'pip install -r requirements-deploy.txt' in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not shutil.which('chromium'), reason='no Chromium to look at the page with')

@@ -6,6 +6,7 @@ import os
 import re
 
 import tensorflow_datasets as tfds
+from absl import logging
 
 from data.pictures import folder as folder_lib
 from data.pictures import rules
@@ -71,8 +72,13 @@ def prepared(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     path = os.path.join(data_dir, 'pictures', _config(name), str(Pictures.VERSION))
     if not os.path.isdir(path):
         # tfds's messages and progress bars are longer than what they report.
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            Pictures(name, data_dir).download_and_prepare(file_format='array_record')
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                Pictures(name, data_dir).download_and_prepare(file_format='array_record')
+        finally:
+            logging.set_verbosity(verbosity)
     return tfds.builder_from_directory(path)
 
 
