@@ -218,7 +218,7 @@ def _read(builder: tfds.core.DatasetBuilder, split: str, size: int) -> tuple[np.
     # Opened here, since np.load leaves a damaged file open.
     damages = (OSError, ValueError, KeyError, zipfile.BadZipFile)
     with contextlib.suppress(*damages), open(cache, 'rb') as copy, np.load(copy) as arrays:
-        return arrays['images'], arrays['labels'], tuple(map(str, arrays.get('files', ())))
+        return arrays['images'], arrays['labels'], tuple(filter(None, map(str, arrays['files'])))
 
     shape = (size, size, feature.shape[-1]) if size else feature.shape
     images = np.empty((len(source), *shape), np.uint8)
@@ -239,7 +239,7 @@ def _read(builder: tfds.core.DatasetBuilder, split: str, size: int) -> tuple[np.
     with contextlib.suppress(OSError):  # A read-only folder or a full disk: the next run decodes again.
         try:
             with open(temporary, 'wb') as file:
-                np.savez(file, images=images, labels=labels, **({'files': np.array(files)} if any(files) else {}))
+                np.savez(file, images=images, labels=labels, files=np.array(files))
             for stale in folder.glob(f'decoded-{stem}-*.npz'):
                 stale.unlink(missing_ok=True)
             temporary.replace(cache)

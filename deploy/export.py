@@ -108,7 +108,7 @@ def write(run: Finished, kind: str, size: tuple[int, int] | None, images: np.nda
                 exported = jax.export.export(jax.jit(forward), platforms=('cpu', 'cuda', 'tpu'))(
                     jax.ShapeDtypeStruct((batch, *shape), np.uint8)
                 )
-            return exported.serialize()
+            return bytes(exported.serialize())
         with conv.traced_as('plain'):
             if form.suffix == 'onnx':
                 from deploy import onnx_writer

@@ -50,7 +50,7 @@ class Finished:
         """`(H, W, C)` of the images that the network was trained on, before its own preprocessing."""
         return tuple(self.result['image_shape'])
 
-    def forward(self, images: jax.Array) -> dict[str, jax.Array]:
+    def forward(self, images: Any) -> dict[str, jax.Array]:
         """Returns every output of the network for images, uint8 `[N, H, W, C]`."""
         return self.model.apply(self.variables, self.model.preprocess(images.astype(jnp.float32) / 255))[0]
 
@@ -117,7 +117,7 @@ def load(name: str) -> Finished:
         raise UserError(f'{name} has no checkpoint that can be read: {first_line(error)[:200]}') from error
     chosen = {key: value for key, value in run_settings.model.items() if key != 'pretrained'}
     model = models.create(num_classes=len(result['class_names']), **chosen)
-    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in config['preprocessing'].items()}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config['preprocessing'].items()}
     model = dataclasses.replace(model, preprocess=Preprocessing(**fields))
     variables = {'params': state['ema_params'], 'batch_stats': state['batch_stats']}
     return Finished(folder, run_settings, result, model, variables, step)

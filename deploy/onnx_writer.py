@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import onnx
+from jax.extend.core import Literal
 from onnx import TensorProto, helper, numpy_helper
 
 from errors import UserError
@@ -81,7 +82,7 @@ def write(
 class _Graph:
     """The nodes and constants of a model."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self._names: dict[tuple, str] = {}
@@ -92,7 +93,7 @@ class _Graph:
         values |= dict(zip(jaxpr.invars, inputs, strict=True))
 
         def read(atom: Any) -> Any:
-            return np.asarray(atom.val) if isinstance(atom, jax.extend.core.Literal) else values[atom]
+            return np.asarray(atom.val) if isinstance(atom, Literal) else values[atom]
 
         for equation in jaxpr.eqns:
             results = self._equation(equation, [read(atom) for atom in equation.invars])
@@ -110,7 +111,7 @@ class _Graph:
             return [self._broadcast(inputs[0], shape, params['broadcast_dimensions'])]
         if not any(isinstance(value, Tensor) for value in inputs):
             if name in ELEMENTWISE:
-                inputs = np.broadcast_arrays(*inputs)
+                inputs = list(np.broadcast_arrays(*inputs))
             results = equation.primitive.bind(*inputs, **params)
             return [np.asarray(result) for result in (results if equation.primitive.multiple_results else [results])]
         if name in ELEMENTWISE:

@@ -9,6 +9,7 @@ report.html is one file with everything in it.
 import argparse
 import base64
 import dataclasses
+import functools
 import html
 import io
 import json
@@ -291,13 +292,16 @@ def drawings(analysis: Analysis) -> dict[str, tuple[str, Callable[[], plt.Figure
     wrong = np.flatnonzero(~analysis.right)
     mistakes = wrong[np.argsort(-analysis.confidences[wrong], kind='stable')][:SHOWN]
     doubtful = np.argsort(analysis.confidences, kind='stable')[:SHOWN]
-    result = {
-        'confusion': ('Confusion matrix: number of images; the colour is the share of the true class', confusion),
-        'reliability': ('Calibration, and accuracy where the most doubtful images are not answered', reliability),
-        'curves': ('Learning curves', lambda a: curves(a.run)),
-    }
     drawn: dict[str, tuple[str, Callable[[], plt.Figure]]] = {
-        name: (title, lambda draw=draw: draw(analysis)) for name, (title, draw) in result.items()
+        'confusion': (
+            'Confusion matrix: number of images; the colour is the share of the true class',
+            functools.partial(confusion, analysis),
+        ),
+        'reliability': (
+            'Calibration, and accuracy where the most doubtful images are not answered',
+            functools.partial(reliability, analysis),
+        ),
+        'curves': ('Learning curves', functools.partial(curves, analysis.run)),
     }
     if len(mistakes):
         title = 'Most confident mistakes: true class, predicted class, confidence'
@@ -319,7 +323,7 @@ def write(analyses: Sequence[Analysis], out: pathlib.Path) -> None:
     matplotlib.use('agg')
     out.mkdir(parents=True, exist_ok=True)
     summaries = [summary(analysis) for analysis in analyses]
-    sections = []
+    sections: list[str] = []
     for analysis, content in zip(analyses, summaries, strict=True):
         fared = [f'{name}: {value:.3f}' for name, value in content['pseudo_labels'].items()]
         parts = [_classes(content), _list('Pseudo-labels, at the end', fared)]

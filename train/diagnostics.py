@@ -49,7 +49,7 @@ class Watch:
         self._warned: set[str] = set()
         self._accuracy: float | None = None  # on labeled images in training, over the newest steps
 
-    def row(self, step: int, row: dict[str, float | None]) -> None:
+    def row(self, step: int, row: Mapping[str, float | None]) -> None:
         """Checks a row of training metrics, means over the steps since the row before, or of scores."""
         if self._accuracy is not None and (evaluated := row.get('labeled_accuracy')) is not None:
             message = _RUNNING.format(training=self._accuracy, evaluation=evaluated)

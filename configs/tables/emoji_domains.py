@@ -9,8 +9,10 @@ from ml_collections import ConfigDict
 
 from configs.tables import common, domains
 
-_METHODS = ('Source only', 'AdaBN', 'DANN', 'CDAN', 'MCC', 'CORAL', 'FixMatch', 'DANN + FixMatch')
-_METHODS += ('Target labels (upper bound)',)
+_METHODS = (
+    *('Source only', 'AdaBN', 'DANN', 'CDAN', 'MCC', 'CORAL', 'FixMatch', 'DANN + FixMatch'),
+    'Target labels (upper bound)',
+)
 ROWS = {
     name: {'config': 'dann', 'arg': f'methods={domains.METHODS[name]},model=efficientnet_lite0'} for name in _METHODS
 }

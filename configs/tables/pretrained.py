@@ -7,8 +7,10 @@ from ml_collections import ConfigDict
 
 from configs.tables import common
 
-_METHODS = ('Pseudo-Label', 'Self-training', 'UDA', 'FixMatch', 'FlexMatch', 'SoftMatch', 'FreeMatch', 'AdaMatch')
-_METHODS += ('CoMatch', 'SimMatch')
+_METHODS = (
+    *('Pseudo-Label', 'Self-training', 'UDA', 'FixMatch', 'FlexMatch', 'SoftMatch', 'FreeMatch', 'AdaMatch'),
+    *('CoMatch', 'SimMatch'),
+)
 _NETWORK = 'model=efficientnet_lite0'
 ROWS = {
     'Fine-tuning': {'config': 'finetune'},

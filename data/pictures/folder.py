@@ -18,8 +18,8 @@ import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 from errors import UserError
 
@@ -33,7 +33,11 @@ COLUMNS = {'path': ('path', 'file', 'filename', 'image'), 'label': ('label', 'cl
 _LEFT_BEHIND = ('__macosx', 'thumbs.db', 'desktop.ini', '@eadir')
 _SIGNATURES = (b'\xff\xd8\xff', b'\x89PNG', b'GIF8', b'BM', b'II*\x00', b'MM\x00*')
 
-Found = Callable[[str, str], None]  # called with the kind of a fault and the file that has it
+
+class Found(Protocol):
+    """A function that is called with the kind of a fault, the file that has it, and more on it."""
+
+    def __call__(self, kind: str, file: str, detail: str = '') -> None: ...
 
 
 class Entry(NamedTuple):
@@ -251,7 +255,7 @@ def listed(table: pathlib.Path) -> list[str]:
     return paths
 
 
-def _ignore(kind: str, file: str) -> None:
+def _ignore(kind: str, file: str, detail: str = '') -> None:
     pass
 
 
