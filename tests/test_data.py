@@ -65,7 +65,7 @@ def test_decoded_copy_is_used_and_renewed(data_dir):
     prepare(data_dir)
     first = datasets.load('mnist', 'train', data_dir)
     (copy,) = decoded(data_dir)
-    np.savez(copy, images=first.images, labels=first.labels + 1)
+    np.savez(copy, images=first.images, labels=first.labels + 1, files=[''])
     assert np.array_equal(datasets.load('mnist', 'train', data_dir).labels, first.labels + 1)
     copy.write_bytes(copy.read_bytes()[:100])
     assert np.array_equal(datasets.load('mnist', 'train', data_dir).labels, first.labels)

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 
+import drawn
 import launch
 import nbformat
 import pytest
@@ -146,14 +147,25 @@ def test_ci_runs_its_commands():
         assert any(re.search(pattern, line) for line in lines), command
 
 
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory, data_dir):
+    """Returns a folder of pictures, and lets configs find what is prepared of it."""
+    folder = tmp_path_factory.mktemp('own') / 'photos'
+    for i in range(10):
+        drawn.write(folder / ['cat', 'dog'][i % 2] / f'{i}.png', i)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TFDS_DATA_DIR', data_dir)
+        yield f'{folder}/'
+
+
 @pytest.mark.parametrize('page', PAGES)
-def test_configs_and_settings_exist(page, all_settings):
+def test_configs_and_settings_exist(page, all_settings, photos):
     text = read(page)
     used = [command for block, _ in bash_blocks(text) for command in commands(block) if ' --config=' in command]
     for command in used:
         flags = [flag.partition('=') for flag in shlex.split(command)]
         (path,) = (value for name, _, value in flags if name == '--config')
-        config = get_config(path)
+        config = get_config(path.replace('photos/', photos))
         for name, _, _ in flags:
             if name.startswith('--config.'):
                 assert has(config, name.removeprefix('--config.')), command
