@@ -25,12 +25,10 @@ from PIL import Image
 from scipy import stats
 from sklearn import metrics
 
-import models
 from data import datasets
 from data.pictures import rules
 from data.pictures.folder import Entry
 from deploy import auto, calibration, export, finished, predict, report, serve
-from models import conv
 from train import run, settings
 
 EVIL = '<img src=x onerror=alert(1)>'
@@ -271,60 +269,6 @@ def test_a_class_activation_map_averages_to_the_logit(loaded):
 
 # --- Export
 
-PACKAGES = {
-    'stablehlo': ('flatbuffers',),
-    'onnx': ('onnx', 'onnxruntime'),
-    'tflite': ('litert_converter', 'ai_edge_litert'),
-}
-
-NETWORKS = {
-    'wide_resnet': ({'blocks': (1, 1), 'width': 1}, (9, 9, 3)),
-    'resnet18': ({'blocks': (1, 1)}, (33, 33, 3)),
-    'bit_r50x1': ({'blocks': (1, 1)}, (32, 32, 3)),
-    'efficientnet_lite0': ({'resolution': 32, 'crop': 0.875}, (20, 24, 3)),
-    'lenet': ({}, (28, 28, 1)),
-    'dtn': ({}, (32, 32, 3)),
-}
-
-
-def network(name):
-    """Returns a finished run's stand-in, with random parameters and statistics that are not their first values."""
-    values, shape = NETWORKS[name]
-    model = models.create(name, 5, **values)
-    variables = model.init(jax.random.key(0), shape)
-    leaves, tree = jax.tree.flatten(variables['batch_stats'])
-    rng = np.random.default_rng(0)
-    leaves = [np.float32(leaf + rng.uniform(-0.2, 0.2, leaf.shape)) for leaf in leaves]
-    variables = {'params': variables['params'], 'batch_stats': jax.tree.unflatten(tree, leaves)}
-    head = variables['params']['head']
-    head['kernel'] = np.float32(rng.normal(size=head['kernel'].shape))
-    result = {'class_names': list('abcde'), 'image_shape': list(shape)}
-    return finished.Finished(pathlib.Path('run'), None, result, model, variables, 1)
-
-
-@pytest.mark.parametrize('kind', ['stablehlo', 'onnx', 'tflite'])
-@pytest.mark.parametrize('name', NETWORKS)
-def test_an_exported_network_is_the_same_in_its_own_runtime(name, kind, tmp_path):
-    for package in PACKAGES[kind]:
-        pytest.importorskip(package)
-    made = network(name)
-    shape = made.image_shape
-    images = np.random.default_rng(1).integers(0, 256, (5, *shape), np.uint8)
-    expected, _ = made.predict(images)
-    path = tmp_path / f'model.{kind}'
-    path.write_bytes(export.write(made, kind, None, images))
-    parity = export.compare(kind, path, images, expected.argmax(-1), expected)
-    assert parity['same_labels'] == parity['accuracy'] == 1
-    assert parity['difference'] <= 1e-4
-
-
-def test_a_model_in_another_size_resizes_as_for_training(tmp_path):
-    made = network('wide_resnet')
-    large = np.stack([pixels(i, 36)[:30] for i in range(3)])
-    small = np.stack([np.asarray(Image.fromarray(image).resize((9, 9), Image.Resampling.BILINEAR)) for image in large])
-    logits, _ = export.function(made, (30, 36))(large)
-    assert np.abs(np.asarray(logits) - made.predict(small)[0]).max() < 0.05 * np.ptp(logits)
-
 
 def test_an_export_has_all_that_belongs_to_it(trained, tmp_path, capsys):
     pytest.importorskip('flatbuffers')
@@ -357,17 +301,13 @@ def test_a_model_that_differs_is_an_error_and_not_written(trained, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_compilers_get_xlas_own_convolutions():
-    made = network('efficientnet_lite0')
-    images = jax.ShapeDtypeStruct((1, *made.image_shape), np.uint8)
-    with conv.traced_as('plain'):
-        text = str(jax.make_jaxpr(export.function(made))(images))
-    assert text.count('conv_general_dilated[') == 49
-    pytest.importorskip('litert_converter')
-    litert = pytest.importorskip('ai_edge_litert.interpreter')
-    model = export.write(made, 'tflite', None, np.zeros(0))
-    names = [op['op_name'] for op in litert.Interpreter(model_content=model)._get_ops_details()]
-    assert (names.count('CONV_2D'), names.count('DEPTHWISE_CONV_2D')) == (33, 16)
+def test_without_its_packages_a_format_says_which_to_install(trained, tmp_path, monkeypatch, capsys):
+    for package, kind in (('onnx', 'onnx'), ('litert_converter', 'tflite'), ('flatbuffers', 'stablehlo')):
+        monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.delitem(sys.modules, f'deploy.{kind}_writer', raising=False)
+        assert export.main([str(trained[1]), f'--to={kind}', f'--out={tmp_path}/out']) == 1
+        assert 'pip install -r requirements-deploy.txt' in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- Choosing
@@ -468,15 +408,6 @@ def test_a_server_refuses_what_is_no_picture_or_too_large(served):
 
 
 # --- In a real browser
-
-
-def test_without_its_packages_a_format_says_which_to_install(trained, tmp_path, monkeypatch, capsys):
-    for package, kind in (('onnx', 'onnx'), ('litert_converter', 'tflite'), ('flatbuffers', 'stablehlo')):
-        monkeypatch.setitem(sys.modules, package, None)
-        monkeypatch.delitem(sys.modules, f'deploy.{kind}_writer', raising=False)
-        assert export.main([str(trained[1]), f'--to={kind}', f'--out={tmp_path}/out']) == 1
-        assert 'pip install -r requirements-deploy.txt' in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not shutil.which('chromium'), reason='no Chromium to look at the page with')
