@@ -29,7 +29,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 PICTURE = ROOT / 'docs' / 'picture.png'
 EMOJI = ROOT / 'docs' / 'emoji.png'
 STYLES = ('noto', 'twemoji', 'openmoji', 'fluent_high_contrast')
-COLUMNS = 12  # emoji of each style
 PHOTOGRAPHS = ('chelsea', 'coffee', 'rocket')  # of scikit-image; all three are free of copyright
 SIDE = 96  # pixels of a photograph, those of STL-10
 LABELS = '20 labels'
@@ -99,11 +98,12 @@ def draw_curves(axis: plt.Axes) -> None:
 
 
 def draw_emoji() -> Image.Image:
-    """Returns emoji, each in a column, in every style, each in a row."""
+    """Returns an emoji of each class, each in a column, in every style, each in a row."""
     rows = []
     for style in STYLES:
-        images = datasets.load(f'emoji/{style}', 'train').images  # in the same order for all styles
-        rows.append(np.concatenate(images[:: len(images) // COLUMNS][:COLUMNS], axis=1))
+        arrays = datasets.load(f'emoji/{style}', 'train')  # in the same order for all styles
+        _, first = np.unique(arrays.labels, return_index=True)
+        rows.append(np.concatenate(arrays.images[first], axis=1))
     return Image.fromarray(np.concatenate(rows))
 
 
