@@ -308,7 +308,7 @@ def test_a_run_is_not_continued_with_other_labels(finished, make_settings, data_
 
 
 def test_evaluation_counts_every_example_exactly_once(make_settings, data_dir, mesh, monkeypatch):
-    monkeypatch.setattr(evaluation, 'PIXELS', 256 * 8 * 8)
+    monkeypatch.setattr(evaluation, 'CPU_PIXELS', 128 * 8 * 8)
     trainer, _ = run_lib.prepare(make_settings('supervised'), data_dir)
     variables = trainer.model.init(jax.random.key(0), (8, 8, 1))
     predict = functools.partial(evaluation.create(trainer, mesh), variables['params'], variables['batch_stats'])
