@@ -39,6 +39,8 @@ def parse_arg(arg: str, **defaults: Any) -> dict[str, Any]:
         if not equals and i == 0:
             key, text = 'data', part
         if key not in defaults:
+            if not equals:
+                raise UserError(f"Config argument '{part}' has no '='. A name of data cannot have a comma in it.")
             raise unknown('config argument', key, defaults)
         try:
             values[key] = type(defaults[key])(text)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data.aliases import ALIASES
+from data.pictures import folder
 from data.splits import ALL
 from methods.base import NO_GRAD, SEPARATE
 from train.settings import Data, Settings, idle
@@ -204,6 +205,8 @@ def assumed(settings: Settings) -> str:
 
 def _recorded(name: str) -> DataSet | None:
     """Returns the record of a data set, or of that which it is a domain of; None if `RECORDS` has none."""
+    if folder.is_folder(name):
+        return None
     name = ALIASES.get(name, name)
     record = RECORDS.get(name) or RECORDS.get(name.partition('/')[0])
     return record and dataclasses.replace(record, name=name)

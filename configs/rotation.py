@@ -67,6 +67,7 @@ def get_config(arg: str = '') -> ConfigDict:
             config.eval_steps = config.steps // 5
         else:  # nearest neighbours among so many labeled images take their time
             config.eval_steps = config.transfer.steps = config.steps
+        config.checkpoint_steps = config.eval_steps
     else:
         epoch = (data.train + data.unlabeled) // 128
         config.data.unlabeled_ratio = 128

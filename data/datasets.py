@@ -9,7 +9,6 @@ import os
 import pathlib
 import re
 import zipfile
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -143,8 +142,12 @@ def find(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
         raise unknown('data set', name, NAMES)
     data_dir = os.path.expanduser(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
     if folder.is_folder(name):
-        with _writing(os.path.join(data_dir, 'pictures')):
+        try:
             return pictures.prepared(name, data_dir)
+        except (OSError, ImportError) as error:
+            with contextlib.suppress(OSError):  # another process was faster
+                return pictures.prepared(name, data_dir)
+            raise UserError(f'Cannot prepare {name} in {data_dir}: {first_line(error)}') from error
     try:
         # Asking for any version makes tfds look for prepared files before it looks at the data set's code, so
         # that older versions can be read, and sets whose code imports TensorFlow.
@@ -188,18 +191,12 @@ def write(builder: tfds.core.DatasetBuilder, **kwargs: Any) -> None:
     Raises:
         UserError: The folder cannot be written, the disk is full, or a package is missing.
     """
-    with _writing(builder.data_dir):
-        builder.download_and_prepare(file_format='array_record', **kwargs)
-
-
-@contextlib.contextmanager
-def _writing(path: str | os.PathLike) -> Iterator[None]:
     try:
-        yield
+        builder.download_and_prepare(file_format='array_record', **kwargs)
     except (OSError, ImportError) as error:
         # tfds writes to a temporary folder and renames it, which fails if another process was faster.
-        if not os.path.exists(path):
-            raise UserError(f'Cannot prepare {path}: {first_line(error)}') from error
+        if not builder.data_path.exists():
+            raise UserError(f'Cannot prepare {builder.data_dir}: {first_line(error)}') from error
 
 
 def _read(builder: tfds.core.DatasetBuilder, split: str, size: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:

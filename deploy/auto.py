@@ -1,6 +1,7 @@
 """Chooses how to train on a folder of pictures, says why, and writes a config that can be edited.
 
-    python -m deploy.auto photos/ --minutes=10          writes photos.py, for: python main.py --config=photos.py
+    python -m deploy.auto photos/ --minutes=10
+    python main.py --config=auto_photos.py
 
 It counts labels, times a few steps on this machine, and takes what fits into the minutes.
 """
@@ -11,6 +12,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import re
 import runpy
 import shlex
 import sys
@@ -39,10 +41,9 @@ BALANCED = """    with config.unlocked():
         del config.methods['supervised']
         config.methods.finetune = settings.to_config(('finetune',)).methods.finetune
 """
-TEMPLATE = '''"""Chosen for {name} by deploy.auto.
-
+TEMPLATE = """# Chosen by deploy.auto for {name}.
+#
 {why}
-"""
 
 from configs import data_sets, {config}
 {imports}
@@ -55,7 +56,7 @@ def get_config():
     config.eval_steps = {tenth}
     config.checkpoint_steps = {tenth}
     return config
-'''
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +83,8 @@ class Choice:
         """Returns the config file."""
         balanced = BALANCED * (self.config == 'fixmatch') + '    config.methods.finetune.balanced = True\n'
         return TEMPLATE.format(
-            name=self.name,
-            why='\n'.join(f'- {reason}.' for reason in self.why),
+            name=rules.shown(self.name),
+            why='\n'.join(f'# - {rules.shown(reason)}.' for reason in self.why),
             config=self.config,
             argument=f'{self.name},model={NETWORK}',
             balanced=balanced * self.balanced,
@@ -101,7 +102,7 @@ class Choice:
             return runpy.run_path(str(path))['get_config']()
 
 
-Timed = Callable[[Choice], tuple[float, float]]
+Timed = Callable[[Choice], tuple[float, float]]  # seconds before the first step, and of a step
 
 
 def choose(
@@ -171,9 +172,12 @@ def main(args: list[str] | None = None) -> int:
     try:
         name = flags.folder if folder_lib.is_folder(flags.folder) else f'{flags.folder}/'
         pictures = rules.usable(name)
-        out = pathlib.Path(flags.out or f'{pathlib.Path(name).expanduser().resolve().stem}.py')
-        if out.exists():
-            raise UserError(f'{out} exists: move it away, or name another file with --out.')
+        stem = re.sub(r'\W', '_', pathlib.Path(name).expanduser().resolve().stem)
+        out = pathlib.Path(flags.out or f'auto_{stem}.py')
+        if out.exists() or not out.parent.is_dir():
+            raise UserError(f'{out} exists, or its folder does not: name another file with --out.')
+        if not 0 < flags.minutes < 1e6:
+            raise UserError(f'--minutes={flags.minutes} is no time for training.')
         choice = choose(name, pictures, flags.minutes, timed)
         out.write_text(choice.text())
     except UserError as error:

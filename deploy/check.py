@@ -13,6 +13,7 @@ import json
 import shlex
 import sys
 
+from data.pictures import folder as folder_lib
 from data.pictures import rules
 from deploy import finished, suspects
 from errors import UserError, unknown
@@ -25,7 +26,7 @@ def report(name: str, pictures: rules.Pictures) -> str:
     width = max([len(label) for label in pictures.classes], default=0)
     for label in pictures.classes:
         parts = [f'{counts[label, split]:5} {split}' for split in rules.SPLITS if counts[label, split]]
-        lines.append(f'  {label:{width}} {", ".join(parts)}')
+        lines.append(f'  {rules.shown(label):{width}} {", ".join(parts)}')
     for finding in pictures.findings:
         kind = rules.KINDS[finding.kind]
         lines += ['', rules.line(finding)]
@@ -35,9 +36,11 @@ def report(name: str, pictures: rules.Pictures) -> str:
 
 def mend(name: str, finding: rules.Finding) -> str:
     """Returns what to do about a finding."""
-    quoted = shlex.quote(name)
-    move = f"python -m deploy.check {quoted} --files='{finding.kind}' | (cd {quoted} && xargs -d '\\n' mv -t ELSEWHERE)"
-    return rules.KINDS[finding.kind].mend.format(name=quoted, move=move)
+    folder = shlex.quote(str(folder_lib.resolve(name)[0]))
+    listed = f"python -m deploy.check {shlex.quote(name)} --files='{finding.kind}'"
+    # A name may be there twice, from folders of two classes.
+    move = f"{listed} | (cd {folder} && xargs -r -d '\\n' mv --backup=numbered -t ELSEWHERE --)"
+    return rules.KINDS[finding.kind].mend.format(name=folder, move=move)
 
 
 def main(args: list[str] | None = None) -> int:

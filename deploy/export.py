@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,13 +26,14 @@ import numpy as np
 from data.pictures import folder as pictures
 from deploy import finished
 from deploy.finished import Finished
-from errors import UserError, first_line
+from errors import UserError
 from models import conv
 from train import mesh
 from train.streams import Streams
 
 OUTPUTS = ['logits', 'probabilities']
 COMPARED = 1000  # images at most, test images first
+MAX_PIXELS = 4_000_000  # of --size: images of that size are compared
 CALIBRATED = 100  # training images that quantisation learns ranges from
 REFERENCES = 16  # images that stand beside the model
 RUNTIMES = pathlib.Path(__file__).parent / 'runtimes'
@@ -146,10 +146,19 @@ def compare(
         given, made = pathlib.Path(name, 'images.npy'), pathlib.Path(name, 'logits.npy')
         np.save(given, images)
         # -I: this project cannot be imported.
-        command = [sys.executable, '-I', str(RUNTIMES / f'{form.suffix}.py'), str(path), str(given), str(made)]
+        command = [
+            sys.executable,
+            '-I',
+            str(RUNTIMES / f'{form.suffix}.py'),
+            str(path.resolve()),
+            str(given),
+            str(made),
+        ]
         done = subprocess.run(command, cwd=name, capture_output=True, text=True)
         if done.returncode:
-            raise UserError(f'The exported model does not run: {first_line(Exception(done.stderr.strip()[-300:]))}')
+            raise UserError(
+                f'The exported model does not run: {(done.stderr.strip() or "no message").splitlines()[-1]}'
+            )
         logits = np.load(made)
     parity = {
         'images': len(images),
@@ -186,16 +195,20 @@ def export(
         What `compare` returns.
 
     Raises:
-        UserError: As for `write` and `compare`.
+        UserError: As for `write` and `compare`, or the folder exists and holds something else.
     """
+    if out.exists() and not (out / 'model.json').is_file():
+        raise UserError(f'{out} exists and is no export: name another folder with --out.')
     training, (images, labels) = streams.unlabeled(), streams.held_out['test']
     labels = labels[:COMPARED]
-    images = np.concatenate([images, training])[:COMPARED]  # few test images do not tell 98 from 99 %
+    images = np.concatenate([images[:COMPARED], training[:COMPARED]])[:COMPARED]  # few test images do not tell much
     training = training[:CALIBRATED]
     if size:
-        training, images = _enlarged(training, size), _enlarged(images, size)
+        few = max(1, COMPARED * 64 * 64 // (size[0] * size[1]))
+        training, images, labels = _enlarged(training[:few], size), _enlarged(images[:few], size), labels[:few]
     with tempfile.TemporaryDirectory(dir=out.parent) as name:
-        path = pathlib.Path(name, f'model.{FORMATS[kind].suffix}')
+        path = pathlib.Path(name, 'new', f'model.{FORMATS[kind].suffix}')
+        path.parent.mkdir()
         path.write_bytes(write(run, kind, size, training))
         forward = jax.jit(function(run, size))
         batches = [np.asarray(forward(images[i : i + 32])[0]) for i in range(0, len(images), 32)]
@@ -206,8 +219,8 @@ def export(
         path.with_name('model.json').write_text(json.dumps(record, indent=2) + '\n')
         path.with_name('README.md').write_text(_card(record))
         if out.exists():
-            shutil.rmtree(out)
-        shutil.copytree(name, out)
+            out.rename(pathlib.Path(name, 'before'))
+        path.parent.rename(out)
     return parity
 
 
@@ -217,11 +230,12 @@ def _enlarged(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _record(run: Finished, kind: str, path: pathlib.Path, shape: tuple[int, ...], parity: dict[str, float]) -> dict:
     data = run.settings.data
+    names = filter(pictures.is_folder, (data.name, data.target))
     return {
         'file': path.name,
         'format': kind,
         'sha256': hashlib.sha256(path.read_bytes()).hexdigest(),
-        'input': {'name': 'images', 'type': 'uint8', 'shape': ['N' if kind[:6] != 'tflite' else 1, *shape]},
+        'input': {'name': 'images', 'type': 'uint8', 'shape': ['N' if FORMATS[kind].suffix != 'tflite' else 1, *shape]},
         'outputs': OUTPUTS,
         'classes': run.class_names,
         'parity': parity,
@@ -231,7 +245,7 @@ def _record(run: Finished, kind: str, path: pathlib.Path, shape: tuple[int, ...]
         'methods': list(run.settings.methods),
         'test_accuracy': run.result['test_accuracy'],
         'data': data.name,
-        'data_sha256': pictures.fingerprint(data.name) if pictures.is_folder(data.name) else None,
+        'data_sha256': {name: pictures.fingerprint(name) for name in names},
         'weights': run.result['protocol']['weights'],
         'git_commit': run.result['git_commit'],
         'versions': run.result['versions'],
@@ -276,6 +290,8 @@ def main(args: list[str] | None = None) -> int:
                 height, width = map(int, flags.size.split('x'))
             except ValueError as error:
                 raise UserError(f'--size={flags.size} is not of the form 480x640, height by width.') from error
+            if min(height, width) < 1 or height * width > MAX_PIXELS:
+                raise UserError(f'--size={flags.size} is not of 1 to {MAX_PIXELS:,} pixels.')
             size = height, width
         run = finished.load(flags.run)
         out = pathlib.Path(flags.out) if flags.out else run.folder / 'export' / flags.to

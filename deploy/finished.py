@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import methods
 import models
 from data.pictures import decoding
+from data.pictures import folder as pictures
 from errors import UserError, first_line
 from models.preprocess import Preprocessing
 from train import checkpoint, run_folder, settings
@@ -88,9 +90,13 @@ class Finished:
         Raises:
             UserError: They cannot be read, or are others than the run's.
         """
+        data, config = self.settings.data, _read_json(self.folder / 'config.json')
+        for name, sha256 in config.get('pictures', {}).items():
+            if pictures.fingerprint(name) != sha256:
+                raise UserError(f'Pictures of {name} have changed since {self.folder} was trained.')
         streams = Streams.load(self.settings, data_dir)
-        if json.loads((self.folder / 'labels.json').read_text()) != streams.manifest:
-            raise UserError(f'{self.settings.data.name} has other images now than {self.folder} was trained on.')
+        if _read_json(self.folder / 'labels.json') != streams.manifest:
+            raise UserError(f'{data.name} has other images now than {self.folder} was trained on.')
         return streams
 
 
@@ -109,10 +115,12 @@ def load(name: str) -> Finished:
         raise UserError(f'{name} is not the folder of a finished run.')
     if 'class_names' not in result:
         raise UserError(f'{name} was made by an earlier version: its result.json has no class_names.')
+    config, run_settings = _read_json(folder / 'config.json'), settings.from_json(result['settings'])
+    views = {view for method in run_settings.methods.items() for view in methods.create(*method).views()}
+    if all(view.stream != 'labeled' for view in views):
+        raise UserError(f'{name} has features, and no classifier that was trained.')
     try:
-        config = json.loads((folder / 'config.json').read_text())
-        run_settings = settings.from_json(result['settings'])
-        step, state = checkpoint.read(folder)
+        step, state = checkpoint.read(folder, selected=True)
     except Exception as error:  # orbax raises many types
         raise UserError(f'{name} has no checkpoint that can be read: {first_line(error)[:200]}') from error
     chosen = {key: value for key, value in run_settings.model.items() if key != 'pretrained'}
@@ -121,3 +129,10 @@ def load(name: str) -> Finished:
     model = dataclasses.replace(model, preprocess=Preprocessing(**fields))
     variables = {'params': state['ema_params'], 'batch_stats': state['batch_stats']}
     return Finished(folder, run_settings, result, model, variables, step)
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path} cannot be read: {first_line(error)}') from error

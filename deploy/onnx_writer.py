@@ -103,7 +103,8 @@ class _Graph:
     def _equation(self, equation: Any, inputs: list[Any]) -> list[Any]:
         name, params = equation.primitive.name, equation.params
         inner = next((params[key] for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr') if key in params), None)
-        if inner is not None:  # a function that was compiled or differentiated by itself
+        if inner is not None and name not in ('scan', 'while', 'cond'):
+            # A function that was compiled or differentiated by itself.
             closed = hasattr(inner, 'consts')
             return self.run(inner.jaxpr if closed else inner, inner.consts if closed else (), inputs)
         shape = tuple(n if isinstance(n, int) else -1 for n in equation.outvars[0].aval.shape)
@@ -219,6 +220,8 @@ class _Graph:
         return self.node('Einsum', inputs, shape, equation=equation)
 
     def _conv_general_dilated(self, inputs, params, shape):
+        if set(params['lhs_dilation']) != {1} or params['batch_group_count'] != 1:
+            raise UserError('No ONNX is written for transposed or grouped-batch convolutions.')
         numbers = params['dimension_numbers']
         images = self._transposed(inputs[0], numbers.lhs_spec)
         kernel = self._transposed(inputs[1], numbers.rhs_spec)
@@ -234,6 +237,8 @@ class _Graph:
         return self._transposed(result, tuple(numbers.out_spec.index(i) for i in range(4)))
 
     def _reduce_window_max(self, inputs, params, shape):
+        if {*params['base_dilation'], *params['window_dilation'], params['window_dimensions'][3]} != {1}:
+            raise UserError('No ONNX is written for dilated pooling or pooling over channels.')
         images = self._transposed(inputs[0], TO_CHANNELS_FIRST)
         result = self.node(
             'MaxPool',

@@ -83,7 +83,8 @@ def _unit(features: np.ndarray) -> np.ndarray:
 
 
 def _distance(features: np.ndarray, labeled: np.ndarray) -> np.ndarray:
-    return 1 - (_unit(features) @ labeled.T).max(-1)
+    parts = [1 - (_unit(features[i : i + 1000]) @ labeled.T).max(-1) for i in range(0, len(features), 1000)]
+    return np.concatenate(parts)
 
 
 def sources(names: Iterable[str]) -> Iterator[pathlib.Path]:
@@ -156,9 +157,13 @@ def rows(
             found = iter(answers(run, np.stack(images), top, doubts) if images else [])
             for path, image in zip(chunk, decoded, strict=True):
                 if isinstance(image, str):
-                    yield {'file': str(path), **dict.fromkeys(keys, ''), 'error': image}
+                    yield {'file': _name(path), **dict.fromkeys(keys, ''), 'error': image}
                 else:
-                    yield {'file': str(path), **next(found), 'error': ''}
+                    yield {'file': _name(path), **next(found), 'error': ''}
+
+
+def _name(path: pathlib.Path) -> str:
+    return str(path).encode(errors='backslashreplace').decode()
 
 
 def _decode(run: Finished, path: pathlib.Path) -> np.ndarray | str:
@@ -208,11 +213,12 @@ def watched(names: list[str], seconds: float = 1.0) -> Iterator[pathlib.Path]:
     done: set[pathlib.Path] = set()
     while True:
         for path in sources(names):
-            if path not in done and path.exists():
-                if sizes.get(path) == (size := path.stat().st_size):
-                    done.add(path)
-                    yield path
-                sizes[path] = size
+            if path not in done:
+                with contextlib.suppress(OSError):  # it was removed
+                    if sizes.get(path) == (size := path.stat().st_size):
+                        done.add(path)
+                        yield path
+                    sizes[path] = size
         time.sleep(seconds)
 
 
@@ -234,6 +240,8 @@ def main(args: list[str] | None = None) -> int:
         run = finished.load(flags.run)
         doubts = doubts_or_warning(run, flags.risk, flags.data_dir)
         count = damaged = 0
+        for name in flags.sources:  # before an earlier file is replaced
+            next(sources([name]), None)
         with writer(flags.out) as write:
             paths = watched(flags.sources) if flags.watch else sources(flags.sources)
             for row in rows(run, paths, flags.top, doubts, 1 if flags.watch else AT_ONCE):

@@ -24,13 +24,12 @@ from matplotlib import pyplot as plt
 from scipy import stats
 from sklearn import metrics
 
-from data import datasets
 from data.pictures import folder as pictures
 from data.pictures import rules
 from deploy import calibration, finished
 from deploy.finished import Finished
 from errors import UserError
-from train import mesh
+from train import mesh, run_folder
 
 SHOWN = 24  # pictures in a grid
 COVERAGES = (0.5, 0.8, 0.9, 1.0)
@@ -52,7 +51,6 @@ class Analysis:
         run: The finished run.
         images: uint8 `[N, H, W, C]`.
         labels: Their classes, int `[N]`.
-        files: Their paths, or their numbers where the data are no folder.
         logits: float32 `[N, C]`.
         temperature: That of the probabilities, fitted on held-out images.
         fitted_on: Which these were.
@@ -62,7 +60,6 @@ class Analysis:
     run: Finished
     images: np.ndarray
     labels: np.ndarray
-    files: Sequence[str]
     logits: np.ndarray
     temperature: float
     fitted_on: str
@@ -90,21 +87,16 @@ def analyse(run: Finished, data_dir: str | None = None) -> Analysis:
     Raises:
         UserError: Its data cannot be read.
     """
-    streams, data = run.streams(data_dir), run.settings.data
+    streams = run.streams(data_dir)
     images, labels = streams.held_out['test']
-    name, split = data.target or data.name, data.test_split
-    if data.protocol == 'transductive':
-        split = data.target_split or data.train_split
-    files = datasets.load(name, split, data_dir, data.image_size).files
     logits, _ = run.predict(images)
     if 'validation' in streams.held_out:
         part, classes = streams.held_out['validation']
         temperature, fitted_on = calibration.temperature(run.predict(part)[0], classes), 'the validation images'
     else:
         temperature, fitted_on = calibration.temperature(logits, labels), 'the test images themselves'
-    names = files or [f'image {i}' for i in range(len(labels))]
     labeled = streams.labels[streams.indices['labeled']]
-    return Analysis(run, images, labels, names, logits, temperature, fitted_on, labeled)
+    return Analysis(run, images, labels, logits, temperature, fitted_on, labeled)
 
 
 def wilson(right: int, count: int, level: float = 0.95) -> tuple[float, float]:
@@ -167,21 +159,20 @@ def _named(precision: np.ndarray, recall: np.ndarray, f1: np.ndarray) -> list[tu
 
 def rows(run: Finished) -> list[dict[str, Any]]:
     """Returns the rows of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (run.folder / 'metrics.jsonl').read_text().splitlines()]
+    return run_folder.rows(run.folder)
 
 
 def pseudo_labels(run: Finished) -> dict[str, float]:
     """Returns the last {metric: value} of a run that tell how its pseudo-labels fared."""
     ends = ('mask_rate', 'label_accuracy', 'label_accuracy_all')
-    return {key: value for row in rows(run) for key, value in row.items() if key.endswith(ends)}
+    found = ((key, value) for row in rows(run) for key, value in row.items() if key.endswith(ends))
+    return {key: value for key, value in found if value is not None}
 
 
 def findings(run: Finished) -> list[str]:
     """Returns what is wrong with a run's folder of pictures, a line each; [] if its data are none."""
-    name = run.settings.data.name
-    if not pictures.is_folder(name):
-        return []
-    return [rules.line(finding) for finding in rules.examine(name).findings]
+    names = filter(pictures.is_folder, (run.settings.data.name, run.settings.data.target))
+    return [rules.line(finding) for name in names for finding in rules.examine(name).findings]
 
 
 # --- Pictures
@@ -192,7 +183,7 @@ def confusion(analysis: Analysis) -> plt.Figure:
     names = analysis.run.class_names
     counts = metrics.confusion_matrix(analysis.labels, analysis.predicted, labels=np.arange(len(names)))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = 2.5 + 0.45 * len(names)
+    side = min(2.5 + 0.45 * len(names), 30)
     figure, axis = plt.subplots(figsize=(side, side), layout='constrained')
     axis.imshow(shares, cmap='Blues', vmin=0, vmax=1)
     if len(names) <= 30:
@@ -228,7 +219,7 @@ def curves(run: Finished) -> plt.Figure:
     for axis, ends in ((left, ('accuracy', 'mask_rate')), (right, ('loss',))):
         names = sorted({key for row in table for key in row if key.endswith(ends)})
         for name in names:
-            points = [(row['step'], row[name]) for row in table if name in row]
+            points = [(row['step'], row[name]) for row in table if row.get(name) is not None]
             axis.plot(*zip(*points, strict=True), label=name)
         axis.set(xlabel='step')
         axis.legend(frameon=False, fontsize=7)
@@ -273,7 +264,7 @@ def activation_maps(run: Finished, images: np.ndarray, classes: np.ndarray) -> n
         float32 `[N, h, w]`, whose mean is the logit without its bias; None if the features are no average of a map.
     """
     outputs = run.forward(images)
-    if 'map' not in outputs or outputs['map'].shape[-1] != outputs['features'].shape[-1]:
+    if 'map' not in outputs or run.settings.model.get('bottleneck_width'):
         return None
     kernel = np.asarray(run.variables['params']['head']['kernel'])
     return np.einsum('nhwc,nc->nhw', np.asarray(outputs['map']), kernel[:, classes].T)

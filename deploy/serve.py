@@ -33,11 +33,19 @@ function row(...cells) {{
   const line = table.insertRow();
   for (const cell of cells) line.insertCell().textContent = cell;
 }}
+let newest;
 async function send(file) {{
+  if (!file) return;
+  newest = file;
   document.getElementById('picture').src = URL.createObjectURL(file);
   table.replaceChildren();
-  const response = await fetch('predict', {{method: 'POST', body: file}});
-  const answer = await response.json();
+  let answer;
+  try {{
+    answer = await (await fetch('predict', {{method: 'POST', body: file}})).json();
+  }} catch (error) {{
+    answer = {{error: 'No answer: the server is busy or gone, or the picture is too large.'}};
+  }}
+  if (file !== newest) return;
   if (answer.error) return row(answer.error);
   for (let i = 1; answer[i > 1 ? 'label_' + i : 'label'] !== undefined; i++) {{
     const end = i > 1 ? '_' + i : '';
@@ -68,7 +76,7 @@ def create(run: Finished, doubts: predict.Doubts | None, top: int = 3, megabytes
     from starlette.responses import HTMLResponse, JSONResponse
     from starlette.routing import Route
 
-    one_at_a_time = threading.Lock()  # a picture of 100 megapixels takes 300 MB
+    one_at_a_time = threading.Lock()  # a picture of 100 megapixels takes up to a gigabyte
 
     def answer(raw: bytes) -> tuple[dict[str, Any], int]:
         with one_at_a_time:
@@ -81,7 +89,8 @@ def create(run: Finished, doubts: predict.Doubts | None, top: int = 3, megabytes
     async def predicted(request: Request) -> JSONResponse:
         raw = bytearray()
         too_large = JSONResponse({'error': f'more than {megabytes:g} MB'}, 413)
-        if int(request.headers.get('content-length') or 0) > megabytes * 1e6:
+        length = request.headers.get('content-length', '')
+        if length.isdecimal() and int(length) > megabytes * 1e6:
             return too_large
         async for part in request.stream():
             raw += part
@@ -111,15 +120,17 @@ def main(args: list[str] | None = None) -> int:
     flags = parser.parse_args(args)
     mesh.configure()
     try:
+        run = finished.load(flags.run)
         try:
             import uvicorn
+
+            application = create(run, predict.doubts_or_warning(run, flags.risk, flags.data_dir), flags.top)
         except ImportError as error:
             raise UserError(f'Serving needs packages: pip install -r requirements-deploy.txt ({error}).') from error
-        run = finished.load(flags.run)
-        application = create(run, predict.doubts_or_warning(run, flags.risk, flags.data_dir), flags.top)
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
+    print(f'http://{flags.host}:{flags.port}/ until Ctrl-C')
     uvicorn.run(application, host=flags.host, port=flags.port, limit_concurrency=AT_ONCE, log_level='warning')
     return 0
 

@@ -19,6 +19,7 @@ BATCH = 64
 # Cosine of features. Of 365 photographs and drawings, cropped by a tenth and compressed, 79 % were above it, and 12 of
 # 66,430 pairs of others.
 NEAR = 0.85
+MOST = 1_000_000  # pairs
 FOLDS = 5
 
 
@@ -44,9 +45,14 @@ def features(folder: pathlib.Path, paths: Sequence[str]) -> np.ndarray:
 
 
 def near_pairs(features: np.ndarray) -> np.ndarray:
-    """Returns the pairs of features, `[N, D]` of length 1, whose cosine is at least NEAR, int64 `[P, 2]`, ascending."""
+    """Returns the pairs of features, `[N, D]` of length 1, whose cosine is at least NEAR, int64 `[P, 2]`, ascending.
+
+    Where most pictures are alike, there may be more than MOST; then it returns those of the first pictures.
+    """
     pairs = [np.zeros((0, 2), np.int64)]
     for start in range(0, len(features), 512):
+        if sum(map(len, pairs)) > MOST:
+            break
         first, second = np.nonzero(features[start : start + 512] @ features[start:].T >= NEAR)
         pairs.append(np.stack([first, second], axis=1)[second > first] + start)
     return np.concatenate(pairs)
@@ -72,8 +78,8 @@ def labels(run: Finished, data_dir: str | None = None) -> list[tuple[str, str, s
     files = datasets.load(data.name, data.train_split, data_dir, data.image_size).files
     names = run.class_names
     return [
-        (files[indices[i]] if files else f'image {indices[i]}', names[given[i]], names[probabilities[i].argmax()])
-        for i in mislabeled(probabilities, given)
+        (files[indices[i]] if files else f'image {indices[i]}', names[given[i]], names[guess])
+        for i, guess in mislabeled(probabilities, given)
     ]
 
 
@@ -97,8 +103,10 @@ def out_of_sample(features: np.ndarray, labels: np.ndarray, num_classes: int) ->
 
     counts = np.bincount(labels, minlength=num_classes)
     usable = np.flatnonzero(counts[labels] >= 2)
-    folds = StratifiedKFold(min(FOLDS, counts[counts >= 2].min()), shuffle=True, random_state=0)
     result = np.zeros((len(labels), num_classes))
+    if (counts >= 2).sum() < 2:
+        return result
+    folds = StratifiedKFold(min(FOLDS, counts[counts >= 2].min()), shuffle=True, random_state=0)
     for train, test in folds.split(usable, labels[usable]):
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.01))
         probe.fit(features[usable[train]], labels[usable[train]])
@@ -106,20 +114,22 @@ def out_of_sample(features: np.ndarray, labels: np.ndarray, num_classes: int) ->
     return result
 
 
-def mislabeled(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the positions of labels that are probably wrong, the most suspicious first.
+def mislabeled(probabilities: np.ndarray, labels: np.ndarray) -> list[tuple[int, int]]:
+    """Returns the positions of labels that are probably wrong, and what they should be, the most suspicious first.
 
     Confident learning (arXiv:1911.00068, section 3.1): an image counts as one of class j if its probability is at least
     the mean probability of the images labeled j. Of several such classes it is the most probable one; if that is not
     its label, the label is suspected.
 
     Args:
-        probabilities: Out of sample, `[N, C]`.
+        probabilities: Out of sample, `[N, C]`; all zero for images and classes that were not predicted.
         labels: Classes as given, int `[N]`.
     """
-    classes = np.unique(labels)
+    classes = np.flatnonzero(probabilities.any(axis=0))
     thresholds = np.full(probabilities.shape[1], np.inf)
     thresholds[classes] = [probabilities[labels == c, c].mean() for c in classes]
-    confident = np.where(probabilities >= thresholds, probabilities, -1)
-    suspected = np.flatnonzero((confident.max(-1) >= 0) & (confident.argmax(-1) != labels))
-    return suspected[np.argsort(probabilities[suspected, labels[suspected]], kind='stable')]
+    confident = np.where(probabilities >= thresholds, probabilities, 0)
+    guess = confident.argmax(-1)
+    suspected = np.flatnonzero((confident.max(-1) > 0) & (guess != labels))
+    order = np.argsort(probabilities[suspected, labels[suspected]], kind='stable')
+    return [(int(i), int(guess[i])) for i in suspected[order]]

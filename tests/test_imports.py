@@ -22,7 +22,7 @@ MAY_IMPORT = {
     'models': set(),
     'methods': {'models', 'data'},
     'train': {'methods', 'models', 'data'},
-    'deploy': {'train', 'models', 'data'},
+    'deploy': {'train', 'methods', 'models', 'data'},
     'configs/__init__': set(),
     'configs': {'train', 'methods', 'data'},
     'tables': {'configs/__init__', 'configs', 'train', 'methods'},

@@ -14,6 +14,7 @@ from PIL import Image
 from configs import data_sets
 from data import datasets
 from data.pictures import decoding, inspection, rules
+from data.pictures.folder import Entry
 from deploy import check
 from errors import UserError
 from train import run, run_folder
@@ -69,15 +70,17 @@ def test_what_is_held_out_depends_on_contents_and_not_on_names_or_other_classes(
     assert test_pictures() == before
 
 
-@pytest.mark.parametrize('validation', ['val', 'valid', 'validation', 'Val'])
-def test_splits_are_taken_as_they_are_and_share_classes_by_name(tmp_path, validation):
-    for i, path in enumerate(('train/a', 'train/b', 'train/c', 'test/c', 'test/a', f'{validation}/b')):
+@pytest.mark.parametrize(
+    ('validation', 'train'), [('val', 'train'), ('valid', 'Train'), ('validation', 'TRAIN'), ('Val', 'train')]
+)
+def test_splits_are_taken_as_they_are_and_share_classes_by_name(tmp_path, validation, train):
+    for i, path in enumerate((f'{train}/a', f'{train}/b', f'{train}/c', 'test/c', 'test/a', f'{validation}/b')):
         write(tmp_path / path / 'x.png', i)
     pictures = examine(tmp_path)
     assert pictures.classes == ('a', 'b', 'c')
     assert parts(tmp_path) == {
         'test': [('test/a/x.png', 'a'), ('test/c/x.png', 'c')],
-        'train': [(f'train/{c}/x.png', c) for c in 'abc'],
+        'train': [(f'{train}/{c}/x.png', c) for c in 'abc'],
         'validation': [(f'{validation}/b/x.png', 'b')],
     }
 
@@ -127,15 +130,31 @@ def test_faults_of_a_table_are_found(folder):
     rows = 'path,label,split\ncat/0.png,a,train\ndog/0.png,b,\ncat/0.png,b,\n../secret.png,a,\n/etc/x.png,a,\n'
     (folder / 'labels.csv').write_text(rows + 'cat/none.png,a,\ncat/1.png,a,exam\ncat/2.png,a,\ncat/3.png,b,test\n')
     assert found(folder) == {
-        'two labels': ('cat/0.png',),
+        'two rows': ('cat/0.png',),
         'outside': ('../secret.png', '/etc/x.png'),
         'missing': ('cat/none.png',),
         'no split': ('cat/1.png',),
         'untested class': ('a',),
     }
+    used = {path for entries in parts(folder).values() for path, _ in entries}
+    assert not used & {'cat/0.png', 'cat/1.png'}
     (folder / 'labels.csv').write_text('picture,label\n')
     with pytest.raises(UserError, match=r"labels.csv has no column 'path'"):
         examine(folder)
+
+
+def test_a_table_of_pandas_or_windows_is_read(folder):
+    (folder / 'labels.csv').write_text('\n,path,label\n0,cat\\0.png,a\n1,"dog/0.png",b\n')
+    assert parts(folder)['train'] == [('cat/0.png', 'a'), ('dog/0.png', 'b')]
+    (folder / 'labels.csv').write_text('path,label\ncat/0.png,"a\nb"\ndog/0.png,b\nowl/0.png,c\n')
+    assert found(folder)['odd label'] == ('cat/0.png',)
+    assert examine(folder).classes == ('b', 'c')
+
+
+def test_a_folder_that_is_called_as_a_known_data_set_is_a_folder(folder, prepared):
+    folder.rename(folder.with_name('mnist'))
+    record = data_sets.get(f'{folder.with_name("mnist")}/')
+    assert (record.classes, record.channels, record.known_labels) == (3, 3, -1)
 
 
 # --- Faults, each alone in an otherwise sound folder
@@ -234,7 +253,8 @@ def sizes(folder):
 def links(folder):
     os.symlink(folder, folder / 'cat/all')
     os.symlink(folder / 'nothing.png', folder / 'cat/gone.png')
-    return {'loop': ('cat/all/',), 'broken link': ('cat/gone.png',)}
+    os.symlink(folder / 'cat/itself.png', folder / 'cat/itself.png')
+    return {'loop': ('cat/all/',), 'broken link': ('cat/gone.png', 'cat/itself.png')}
 
 
 def names(folder):
@@ -368,7 +388,7 @@ def test_a_run_uses_every_part_and_does_not_go_on_with_other_pictures(
     )
     assert run.run(settings, tmp_path / 'run') == result
     write(folder / 'cat' / '0.png', 200)
-    with pytest.raises(UserError, match=f'The pictures of {folder}/ have changed since'):
+    with pytest.raises(UserError, match=f'Pictures of {folder}/ have changed since'):
         run.run(settings, tmp_path / 'run')
     assert run_folder.default(settings).name.startswith('fixmatch+supervised-photos--1-')
 
@@ -399,6 +419,35 @@ def test_versions_of_a_picture_are_on_one_side(tmp_path):
     assert all(len(splits) == 1 for splits in sides.values())
     tests = [path for path, _ in parts(tmp_path)['test']]
     assert 10 <= len(tests) <= 14  # a fifth of 72
+
+
+def test_numbered_files_of_a_class_are_not_versions_of_one_picture(folder):
+    for name in ('cat', 'dog', 'owl'):
+        for i in range(5):
+            (folder / name / f'{i}.png').rename(folder / name / f'{name} ({i + 1}).png')
+    assert len(parts(folder)['test']) == 3
+
+
+def test_where_many_are_alike_a_fifth_is_held_out_all_the_same(tmp_path):
+    # As digits or X-rays: a chain of pictures, each nearly the same as the one before.
+    for c in range(2):
+        first, last = pixels(2 * c).astype(float), pixels(2 * c + 1).astype(float)
+        for i in range(40):
+            (tmp_path / str(c)).mkdir(exist_ok=True)
+            mixed = np.uint8(first + i / 39 * (last - first))
+            Image.fromarray(mixed).save(tmp_path / str(c) / f'{i}.png')
+    pictures = examine(tmp_path)
+    tested = [entry.label for entry in pictures.entries if entry.split == 'test']
+    assert 4 <= tested.count('0') <= 8
+    assert 4 <= tested.count('1') <= 8
+
+
+def test_a_group_over_classes_takes_no_more_of_each_than_a_fifth():
+    entries = [Entry(f'{c}{i}', c, 'train') for c in 'ab' for i in range(10)]
+    groups = [0, 0, *range(2, 10), *[0] * 9, 19]
+    held = rules.hold_out(entries, groups, [f'{i}' for i in range(20)])
+    assert sum(entries[i].label == 'a' for i in held) == 2
+    assert sum(entries[i].label == 'b' for i in held) <= 2
 
 
 def test_near_pairs_are_those_of_a_plain_loop():
@@ -465,6 +514,8 @@ def test_gray_cmyk_and_deep_pictures_are_eight_bits_rgb():
     assert np.array_equal(np.asarray(decoding.decode(encoded(Image.fromarray(gray), 'PNG'))), np.stack([gray] * 3, -1))
     deep = gray.astype(np.uint16) * 256 + 17
     assert np.array_equal(np.asarray(decoding.decode(encoded(Image.fromarray(deep), 'PNG'), 'L')), gray)
+    dark = Image.fromarray(np.full((20, 20), 200, np.uint16))
+    assert np.asarray(decoding.decode(encoded(dark, 'PNG'))).max() == 0
     unit = gray.astype(np.float32) / 255
     assert np.abs(np.asarray(decoding.decode(encoded(Image.fromarray(unit), 'TIFF'), 'L'), int) - gray).max() <= 1
     cmyk = np.asarray(decoding.decode(encoded(RGB.convert('CMYK'), 'TIFF')), int)

@@ -38,8 +38,9 @@ def test_wrong_labels_are_those_of_cleanlab():
     probabilities = rng.dirichlet(np.ones(4), 200) * 0.6 + 0.4 * np.eye(4)[true]
     # cleanlab 2.9.0: find_label_issues(labels, probabilities, filter_by='confident_learning')
     expected = [3, 5, 24, 27, 29, 35, 40, 61, 139, 140, 151, 153, 156]
-    found = suspects.mislabeled(probabilities, labels)
+    found, guesses = map(np.array, zip(*suspects.mislabeled(probabilities, labels), strict=True))
     assert sorted(found.tolist()) == expected
+    assert (guesses != labels[found]).all()
     own = probabilities[found, labels[found]]
     assert (np.diff(own) >= 0).all()  # the most suspicious first
 
@@ -55,5 +56,15 @@ def test_planted_errors_are_found_out_of_sample():
     assert np.allclose(probabilities.sum(1), 1)
     assert (probabilities[:, 3] == 0).all()
     found = suspects.mislabeled(probabilities, labels)
-    assert len(set(found) & set(planted)) >= 6
+    right = [(i, true[i]) for i in planted]
+    assert len(set(found) & set(right)) >= 6
     assert len(found) <= 16
+
+
+def test_classes_of_one_image_are_not_suspected():
+    features = np.random.default_rng(0).normal(size=(6, 4))
+    for labels in ([0, 1, 2, 3, 4, 5], [0, 0, 0, 0, 0, 1], [0, 0, 1, 1, 2, 3]):
+        labels = np.array(labels)
+        single = np.flatnonzero(np.bincount(labels)[labels] == 1)
+        found = suspects.mislabeled(suspects.out_of_sample(features, labels, 6), labels)
+        assert not {i for i, _ in found} & set(single)

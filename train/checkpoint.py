@@ -81,11 +81,12 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._checkpointer.close()
 
 
-def read(folder: pathlib.Path) -> tuple[int, dict[str, Any]]:
-    """Reads the last checkpoint of a run.
+def read(folder: pathlib.Path, selected: bool = False) -> tuple[int, dict[str, Any]]:
+    """Reads a checkpoint of a run.
 
     Args:
         folder: The run's folder.
+        selected: That of the best validation accuracy, where there is a validation part, instead of the last one.
 
     Returns:
         Its step, and {field of TrainState: tree of arrays}.
@@ -97,7 +98,9 @@ def read(folder: pathlib.Path) -> tuple[int, dict[str, Any]]:
     with ocp.training.Checkpointer((folder / 'checkpoints').resolve(strict=True)) as checkpointer:
         if checkpointer.latest is None:
             raise UserError(f'{folder} holds no checkpoint.')
-        step = checkpointer.latest.step
+        measured = [checkpoint for checkpoint in checkpointer.checkpoints if checkpoint.metrics] if selected else []
+        best = max(measured, key=lambda checkpoint: checkpoint.metrics['validation_accuracy'], default=None)
+        step = (best or checkpointer.latest).step
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), checkpointer.metadata(step).metadata

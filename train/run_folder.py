@@ -38,10 +38,19 @@ def finished(path: pathlib.Path) -> dict[str, Any] | None:
     """
     try:
         result = json.loads((path / 'result.json').read_text(encoding='utf-8'))
-    except (FileNotFoundError, ValueError):
+        evaluated = 'transfer' in result or not result['settings']['transfer'].get('labels')
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    evaluated = 'transfer' in result or not result['settings']['transfer'].get('labels')
     return result if evaluated else None
+
+
+def rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the rows of a run's metrics.jsonl, without an incomplete last one of a killed run."""
+    found = []
+    for line in (path / 'metrics.jsonl').read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
 class Busy(UserError):
@@ -89,10 +98,9 @@ class RunFolder(contextlib.AbstractContextManager):
         # The SHA-256 covers the revision; the number of devices changes only the rounding of sums.
         keys = sorted((present.keys() | wanted.keys()) - {'weights.revision', 'devices'})
         differing = [key for key in keys if present.get(key) != wanted.get(key)]
-        if pictures_of := [key.removeprefix('pictures.') for key in differing if key.startswith('pictures.')]:
-            raise UserError(
-                f'The pictures of {pictures_of[0]} have changed since {self.path} was begun. Choose another --workdir.'
-            )
+        if differing and all(key.startswith('pictures.') and present.get(key) and wanted.get(key) for key in differing):
+            names = ', '.join(key.removeprefix('pictures.') for key in differing)
+            raise UserError(f'Pictures of {names} have changed since {self.path} was begun. Choose another --workdir.')
         if differing:
             diff = '; '.join(f'{key} was {present.get(key)}, now {wanted.get(key)}' for key in differing)
             raise UserError(f'{self.path} holds a run with other settings ({diff}). Choose another --workdir.')
@@ -121,11 +129,7 @@ class RunFolder(contextlib.AbstractContextManager):
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the rows of metrics.jsonl, without an incomplete last one of a killed run."""
-        rows = []
-        for line in (self.path / 'metrics.jsonl').read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
-        return rows
+        return rows(self.path)
 
     def rewind(self, step: int) -> None:
         """Drops the rows after `step`: a resumed run writes them again."""

@@ -138,7 +138,7 @@ def _split(settings: Settings, train: datasets.Arrays) -> tuple[splits.Split, di
         return split, manifest
     split = splits.from_manifest(data.manifest, data.name, train.labels, train.images)
     labels, validation = len(split.labeled), len(split.validation)
-    if (labels, validation) != (data.labels, data.validation):
+    if data.labels not in (labels, splits.ALL) or validation != data.validation:
         raise UserError(
             f'{data.manifest} holds {labels} labels and {validation} validation images, the settings say '
             f'data.labels={data.labels} and data.validation={data.validation}: make them equal.'

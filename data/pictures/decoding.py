@@ -46,7 +46,7 @@ def decode(raw: bytes, mode: str = 'RGB', size: tuple[int, int] | None = None) -
         picture.draft('RGB', (2 * max(size), 2 * max(size)))
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith(('I', 'F')):
-        picture = Image.fromarray(_eight_bits(np.asarray(picture)))
+        picture = Image.fromarray(_eight_bits(np.asarray(picture), deep=picture.mode.startswith('I;16')))
     if picture.has_transparency_data:
         picture = picture.convert('RGBA')
         picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
@@ -54,10 +54,10 @@ def decode(raw: bytes, mode: str = 'RGB', size: tuple[int, int] | None = None) -
     return picture.resize(size, Image.Resampling.BILINEAR) if size else picture
 
 
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Returns gray values of 16 or 32 bits as uint8."""
+def _eight_bits(values: np.ndarray, deep: bool) -> np.ndarray:
+    """Returns gray values as uint8; `deep` are those of 16 bits, others have 32 and may be of any range."""
     if values.dtype.kind == 'f':
         values = np.nan_to_num(values) * (255 if np.nanmax(values, initial=0) <= 1 else 1)
-    elif values.max(initial=0) > 255:
+    elif deep or values.max(initial=0) > 255:
         values = values // 256
     return np.clip(values, 0, 255).astype(np.uint8)

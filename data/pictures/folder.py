@@ -16,6 +16,7 @@ import io
 import json
 import os
 import pathlib
+import posixpath
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -109,12 +110,16 @@ def _walk(folder: pathlib.Path, below: str, above: tuple[str, ...], found: Found
         return
     for entry in entries:
         path = below + entry.name
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError:  # a link to itself, or into a folder that may not be read
+            is_folder = is_file = False
         if _is_hidden(entry.name):
-            if entry.is_dir():
+            if is_folder:
                 found('hidden', f'{path}/')
-        elif entry.is_dir():
+        elif is_folder:
             yield from _walk(folder / entry.name, f'{path}/', (*above, real), found)
-        elif entry.is_file():
+        elif is_file:
             yield path
         elif entry.is_symlink():
             found('broken link', path)
@@ -153,13 +158,19 @@ def entries(folder: pathlib.Path, table: str, paths: list[str], found: Found) ->
             found('no class', path)
         else:
             result.append(Entry(path, '', UNLABELED))
-    for parent in (folder / 'train' if in_train else folder,):
-        for name in sorted(path.name for path in parent.iterdir() if path.is_dir() and not _is_hidden(path.name)):
-            below = f'{(parent / name).relative_to(folder).as_posix()}/'
-            taken = name.lower() in ({UNLABELED} if in_train else {UNLABELED, *splits})
-            if not taken and not any(path.startswith(below) for path in pictures):
-                found('empty class', below)
+    for name in _empty_folders(folder, pictures, in_train, {UNLABELED} if in_train else {UNLABELED, *splits}):
+        found('empty class', name)
     return result
+
+
+def _empty_folders(folder: pathlib.Path, pictures: list[str], in_train: bool, taken: set[str]) -> list[str]:
+    """Returns the folders where a class would be that have no picture, but for those whose names are `taken`."""
+    tops = [path for path in folder.iterdir() if path.is_dir() and not _is_hidden(path.name)]
+    if in_train:
+        tops = [below for path in tops if path.name.lower() == 'train' for below in path.iterdir() if below.is_dir()]
+    filled = {'/'.join(path.split('/')[: 1 + in_train]) for path in pictures}
+    names = sorted(path.relative_to(folder).as_posix() for path in tops if not _is_hidden(path.name))
+    return [f'{name}/' for name in names if name not in filled and name.split('/')[-1].lower() not in taken]
 
 
 def _is_hidden(name: str) -> bool:
@@ -189,24 +200,30 @@ def _is_picture(folder: pathlib.Path, path: str, found: Found) -> bool:
 def _from_table(folder: pathlib.Path, table: str, pictures: list[str], found: Found) -> list[Entry]:
     """Returns pictures with the classes and splits of a table."""
     rows, columns = _rows(folder / table)
-    known, result = set(pictures), {path: Entry(path, '', UNLABELED) for path in pictures}
+    result = {path: Entry(path, '', UNLABELED) for path in pictures}
+    left_out = set()
     for row in rows:
         path = _normal(row.get(columns['path']))
         label = (row.get(columns['label']) or '').strip()
-        split = (row.get(columns.get('split', '')) or 'train').strip().lower()
+        split = ((row.get(columns['split']) if 'split' in columns else '') or 'train').strip().lower()
         if _leads_out(path):
             found('outside', path)
-        elif path not in known:
+        elif path not in result:
             found('missing', path)
+        elif not label.isprintable():
+            found('odd label', path, label)
+            left_out.add(path)
         elif split == UNLABELED or not label:
             continue
         elif split not in SPLITS:
             found('no split', path)
+            left_out.add(path)
         elif result[path].label and result[path] != Entry(path, label, SPLITS[split]):
-            found('two labels', path)
+            found('two rows', path, ' '.join((*result[path][1:], 'and', label, split)))
+            left_out.add(path)
         else:
             result[path] = Entry(path, label, SPLITS[split])
-    return list(result.values())
+    return [entry for path, entry in result.items() if path not in left_out]
 
 
 def _rows(
@@ -221,6 +238,7 @@ def _rows(
         text = path.read_text(encoding='utf-8-sig')
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{path} cannot be read as UTF-8: {error}.') from error
+    text = text.lstrip()
     first = text.partition('\n')[0]
     delimiter = max(',;\t', key=first.count)
     reader = csv.DictReader(io.StringIO(text, newline=''), delimiter=delimiter)
@@ -260,7 +278,7 @@ def _ignore(kind: str, file: str, detail: str = '') -> None:
 
 
 def _normal(path: str | None) -> str:
-    return os.path.normpath((path or '').strip()).replace(os.sep, '/')
+    return posixpath.normpath((path or '').strip().replace('\\', '/'))
 
 
 def _leads_out(path: str) -> bool:

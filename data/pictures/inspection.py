@@ -15,6 +15,7 @@ from errors import first_line
 TINY = 16  # pixels of the shorter side below which a picture shows too little
 NEAR = 12  # bits of 64 by which the hashes of two pictures differ at most that are taken for nearly the same
 FLAT = 2.0  # standard deviation of gray values, of 255, below which a picture is nearly constant
+ALIKE = 4  # bits of pictures that are so, where many are nearly the same
 MOST = 30_000  # pictures up to which all pairs are compared
 _SUFFIXES = {'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif'), 'TIFF': ('.tif', '.tiff')}
 
@@ -81,11 +82,13 @@ def near_pairs(hashes: np.ndarray, most: int = NEAR) -> np.ndarray:
     """Returns the pairs of hashes that differ in at most `most` bits, int64 `[P, 2]`, ascending.
 
     Args:
-        hashes: uint64 `[N]`. Of more than MOST, only those are paired that are equal.
+        hashes: uint64 `[N]`. Of more than MOST, each is paired with the first one that is equal.
         most: Number of bits.
     """
     if len(hashes) > MOST:
-        most = 0
+        _, first, number = np.unique(hashes, return_index=True, return_inverse=True)
+        found = np.stack([first[number], np.arange(len(hashes))], axis=1)
+        return found[found[:, 0] != found[:, 1]]
     pairs = []
     for start in range(0, len(hashes), 256):
         rest = hashes[start:]

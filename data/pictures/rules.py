@@ -17,10 +17,11 @@ from data.pictures import inspection
 from data.pictures.folder import Entry
 from errors import UserError
 
-# Ends of names that mark another version of a picture.
+# Ends of names that mark another version of a picture, where there is one without.
 _VERSION = re.compile(
-    r'[ _-]*(\(\d+\)|[ _-](copy|flip\w*|mirror\w*|rot\w*|aug\w*|crop\w*|edited|small|large|thumb|\d+x\d+))$'
+    r'[ _-]*(\(\d+\)|[ _-](copy|flip(ped)?|mirror(ed)?|rot(ated|\d*)|aug\d*|crop(ped)?|edited|small|large|\d+x\d+))$'
 )
+CHAIN = 0.1  # of all pictures: groups of nearly equal ones that are larger are of too many that are merely alike
 TEST = 0.2  # of the pictures of a class, where the folder has no test part
 IMBALANCE = 10  # times that the largest class has more pictures than the smallest
 LISTED = 3  # files that are named of each kind
@@ -53,9 +54,11 @@ KINDS = {
     'no pictures': Kind(STOPS, 'no picture can be read', '', 'give a folder that has a folder for each class'),
     'one class': Kind(STOPS, 'fewer than two classes have labeled training pictures', '', 'label more of them'),
     'no test': Kind(STOPS, 'no picture is left for testing', '', 'add pictures, at least two of each class'),
-    'two labels': Kind(WRONG, 'pictures that are under two labels', _LEAVES, 'move the wrong ones away: {move}'),
+    'two labels': Kind(WRONG, 'pictures that are under two labels', _LEAVES, 'delete those under the wrong one'),
     'leak': Kind(WRONG, 'training pictures that are held-out ones, too', _LEAVES, 'move them away: {move}'),
     'untrained class': Kind(WRONG, 'held-out pictures of a class without training pictures', _LEAVES, 'add some'),
+    'two rows': Kind(WRONG, 'pictures that the table has twice, and not the same', _LEAVES, 'correct the table'),
+    'odd label': Kind(WRONG, 'labels in the table with control characters', _LEAVES, 'correct the table'),
     'no split': Kind(WRONG, 'pictures in none of train, validation and test', _LEAVES, 'move them into one of these'),
     'no class': Kind(WRONG, 'held-out pictures in no class', _LEAVES, 'move them into the folders of their classes'),
     'outside': Kind(WRONG, 'paths in the table that lead out of the folder', _LEAVES, 'write paths relative to it'),
@@ -73,6 +76,7 @@ KINDS = {
     'duplicate': Kind(NOTE, 'copies of other pictures', _LEAVES, ''),
     'near leak': Kind(NOTE, 'training pictures nearly the same as held-out ones', _USES, 'look at them'),
     'near duplicate': Kind(NOTE, 'pictures nearly the same as others of their part', _USES, ''),
+    'few held out': Kind(NOTE, 'classes of which less than half of that, as most are nearly the same', 'tests few', ''),
     'label': Kind(NOTE, 'labels that are probably wrong', _USES, 'look at them'),
     'suffix': Kind(NOTE, 'pictures of another format than their names say', _USES, ''),
     'tiny': Kind(NOTE, f'pictures smaller than {inspection.TINY} pixels', _USES, 'move them away: {move}'),
@@ -139,7 +143,7 @@ def examine(name: str, near: Near | None = None) -> Pictures:
     looks = dict(zip((e.path for e in entries), inspection.look_at_all(folder, [e.path for e in entries]), strict=True))
     for path, look in looks.items():
         if look.error:
-            found('unreadable', path, look.error)
+            found('permission' if look.sha256 == '' else 'unreadable', path, look.error)
         elif min(look.size) < inspection.TINY:
             found('tiny', path, '{}x{} pixels'.format(*look.size))
         elif look.flat:
@@ -185,8 +189,9 @@ def _without_copies(entries: list[Entry], looks: dict[str, inspection.Look], fou
     for copies in same.values():
         labels = {e.label for e in copies if e.label}
         if len(labels) > 1:
+            first = {e.label: e.path for e in reversed(copies) if e.label}
             for e in copies:
-                found('two labels', e.path, f'also {next(o.path for o in copies if o.label not in ("", e.label))}')
+                found('two labels', e.path, f'also {next(path for label, path in first.items() if label != e.label)}')
             left_out |= {e.path for e in copies}
             continue
         # Testing comes first, then validation, and a label before none.
@@ -210,10 +215,15 @@ def _with_test_part(
     held_out = ('test', 'validation')
     splits = {e.split for e in entries}
     if not splits & set(held_out) and 'train' in splits:
-        joined = inspection.groups(len(entries), np.concatenate([pairs, _same_stem(entries)]))
-        chosen = hold_out(entries, joined.tolist(), [looks[e.path].sha256 for e in entries])
+        groups = _groups(entries, pairs, looks)
+        chosen = hold_out(entries, groups, [looks[e.path].sha256 for e in entries])
         entries = [e._replace(split='test') if i in chosen else e for i, e in enumerate(entries)]
         found('held out', '', f'{len(chosen)} pictures')
+        counts = collections.Counter(e.label for e in entries if e.label)
+        tested = collections.Counter(e.label for e in entries if e.split == 'test')
+        for label, count in counts.items():
+            if 0 < tested[label] < TEST / 2 * count:
+                found('few held out', label, f'{tested[label]} of {count}')
     elif 'test' not in splits and 'validation' in splits:
         entries = [e._replace(split='test') if e.split == 'validation' else e for e in entries]
         found('validation as test', '', f'{sum(e.split == "test" for e in entries)} pictures')
@@ -227,19 +237,35 @@ def _with_test_part(
 
 
 def _near(entries: list[Entry], looks: dict[str, inspection.Look]) -> np.ndarray:
+    shown = np.array([i for i, e in enumerate(entries) if not looks[e.path].flat], int)  # hashes of others are noise
+    hashes = np.array([looks[entries[i].path].hash for i in shown], np.uint64)
+    return shown[inspection.near_pairs(hashes)]
+
+
+def _groups(entries: list[Entry], pairs: np.ndarray, looks: dict[str, inspection.Look]) -> list[int]:
+    """Returns the number of the group of each picture that has to be on one side of a split.
+
+    Digits, X-rays or products are nearly the same by thousands. Where they would be one group, only versions of one
+    picture are.
+    """
     hashes = np.array([looks[e.path].hash for e in entries], np.uint64)
-    pairs = inspection.near_pairs(hashes)
-    flat = np.array([looks[e.path].flat for e in entries], bool)  # their hashes are noise
-    return pairs[~flat[pairs].any(axis=1)] if len(pairs) else pairs
+    differing = np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]])
+    stems = _same_stem(entries)
+    for most in (inspection.NEAR, inspection.ALIKE, -1):
+        groups = inspection.groups(len(entries), np.concatenate([pairs[differing <= most], stems]))
+        if np.bincount(groups).max() <= max(10, CHAIN * len(entries)):
+            break
+    return groups.tolist()
 
 
 def _same_stem(entries: list[Entry]) -> np.ndarray:
     """Returns pairs of pictures that are named as versions of one: 'a.jpg', 'a (1).png', 'a_copy.jpg', 'a-flip.jpg'."""
-    first: dict[str, int] = {}
+    stems = [e.path.rpartition('.')[0].lower() or e.path for e in entries]
+    known, first = set(stems), dict[str, int]()
     pairs = []
-    for i, e in enumerate(entries):
-        stem = e.path.rpartition('.')[0].lower() or e.path
-        while (shorter := _VERSION.sub('', stem)) != stem and not shorter.endswith('/') and shorter:
+    for i, name in enumerate(stems):
+        stem = name
+        while (shorter := _VERSION.sub('', stem)) != stem and shorter in known:
             stem = shorter
         pairs.append((first.setdefault(stem, i), i))
     return np.array([pair for pair in pairs if pair[0] != pair[1]], np.int64).reshape(-1, 2)
@@ -257,23 +283,20 @@ def hold_out(entries: list[Entry], groups: list[int], keys: list[str]) -> set[in
         keys: SHA-256 of each.
     """
     members = collections.defaultdict(list)
-    classes = collections.defaultdict(list)
-    for i, e in enumerate(entries):
+    for i in range(len(entries)):
         members[groups[i]].append(i)
-        if e.label:
-            classes[e.label].append(i)
     order = {g: min(hashlib.sha256(f'test {keys[i]}'.encode()).hexdigest() for i in m) for g, m in members.items()}
+    count = collections.Counter(e.label for e in entries if e.label)
+    want = {label: max(1, round(TEST * n)) if n > 1 else 0 for label, n in count.items()}
     held: set[int] = set()
-    for label in sorted(classes):
-        own = classes[label]
-        want = max(1, round(TEST * len(own))) if len(own) > 1 else 0
-        for group in sorted({groups[i] for i in own} - {groups[i] for i in held}, key=order.__getitem__):
-            labeled = [i for i in members[group] if entries[i].label]
-            if sum(i in held for i in own) + sum(i in labeled for i in own) > want:
-                continue  # too many: the next one may fit
-            # Each class has to keep something to learn from.
-            if all(set(classes[entries[i].label]) - held - set(labeled) for i in labeled):
-                held |= set(labeled)
+    for group in sorted(members, key=order.__getitem__):
+        labeled = [i for i in members[group] if entries[i].label]
+        labels = collections.Counter(entries[i].label for i in labeled)
+        # Too many for a class: the next group may fit.
+        if labels and all(n <= want[label] for label, n in labels.items()):
+            held |= set(labeled)
+            for label, n in labels.items():
+                want[label] -= n
     return held
 
 
@@ -326,7 +349,7 @@ def summary(pictures: Pictures) -> str:
 def line(finding: Finding) -> str:
     """Returns one line on a finding, with the first files."""
     pairs = zip(finding.files, finding.details, strict=True)
-    some = [_shown(file) + f' ({_shown(detail)})' * bool(detail) for file, detail in pairs]
+    some = [shown(file) + f' ({shown(detail)})' * bool(detail) for file, detail in pairs]
     what = KINDS[finding.kind].what
     if not finding.files[0]:
         return f'{finding.level}: {what}{some[0]}'
@@ -334,5 +357,6 @@ def line(finding: Finding) -> str:
     return f'{finding.level}: {len(some)} {what}: {", ".join(some[:LISTED])}{more}'
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """Returns a text without what a terminal would obey."""
     return text if text.isprintable() else ascii(text)
