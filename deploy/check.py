@@ -13,6 +13,7 @@ import json
 import shlex
 import sys
 
+from data import datasets
 from data.pictures import folder as folder_lib
 from data.pictures import rules
 from deploy import finished, suspects
@@ -60,7 +61,10 @@ def main(args: list[str] | None = None) -> int:
             raise unknown('kind', flags.files, rules.KINDS)
         pictures = rules.examine(flags.folder, None if flags.fast else suspects.near)
         if flags.run:
-            pictures = _with_suspects(pictures, finished.load(flags.run), flags.data_dir)
+            run = finished.load(flags.run)
+            if run.settings.data.name != flags.folder:
+                raise UserError(f'{flags.run} was trained on {run.settings.data.name}, not on {flags.folder}.')
+            pictures = _with_suspects(pictures, run, flags.data_dir)
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
@@ -78,11 +82,14 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _with_suspects(pictures: rules.Pictures, run: finished.Finished, data_dir: str | None) -> rules.Pictures:
-    found = suspects.labels(run, data_dir)
+    data, streams = run.settings.data, run.streams(data_dir)
+    found = suspects.labels(run, streams)
     if not found:
         return pictures
-    details = tuple(f'labeled {label}, looks like {guess}' for _, label, guess in found)
-    finding = rules.Finding('label', tuple(file for file, _, _ in found), details)
+    files = datasets.load(data.name, data.train_split, data_dir, data.image_size).files
+    names = run.class_names
+    details = tuple(f'labeled {names[streams.labels[i]]}, looks like {names[guess]}' for i, guess in found)
+    finding = rules.Finding('label', tuple(files[i] for i, _ in found), details)
     return dataclasses.replace(pictures, findings=(*pictures.findings, finding))
 
 

@@ -26,7 +26,7 @@ from sklearn import metrics
 
 from data.pictures import folder as pictures
 from data.pictures import rules
-from deploy import calibration, finished
+from deploy import calibration, finished, suspects
 from deploy.finished import Finished
 from errors import UserError
 from train import mesh, run_folder
@@ -55,6 +55,7 @@ class Analysis:
         temperature: That of the probabilities, fitted on held-out images.
         fitted_on: Which these were.
         labeled: Classes of the labeled images, int `[L]`.
+        suspects: (image, its class, what it looks like) of labeled images whose labels are probably wrong.
     """
 
     run: Finished
@@ -64,6 +65,7 @@ class Analysis:
     temperature: float
     fitted_on: str
     labeled: np.ndarray
+    suspects: Sequence[tuple[np.ndarray, int, int]]
 
     @property
     def predicted(self) -> np.ndarray:
@@ -96,7 +98,8 @@ def analyse(run: Finished, data_dir: str | None = None) -> Analysis:
     else:
         temperature, fitted_on = calibration.temperature(logits, labels), 'the test images themselves'
     labeled = streams.labels[streams.indices['labeled']]
-    return Analysis(run, images, labels, logits, temperature, fitted_on, labeled)
+    suspected = [(streams.images[i], int(streams.labels[i]), guess) for i, guess in suspects.labels(run, streams)]
+    return Analysis(run, images, labels, logits, temperature, fitted_on, labeled, suspected)
 
 
 def wilson(right: int, count: int, level: float = 0.95) -> tuple[float, float]:
@@ -226,29 +229,25 @@ def curves(run: Finished) -> plt.Figure:
     return figure
 
 
-def grid(analysis: Analysis, chosen: np.ndarray, maps: np.ndarray | None = None) -> plt.Figure:
-    """Draws images with their true class, the predicted one and its confidence.
+def grid(images: np.ndarray, titles: Sequence[str] | np.ndarray, maps: np.ndarray | None = None) -> plt.Figure:
+    """Draws images, each below its title.
 
     Args:
-        analysis: The predictions.
-        chosen: Positions of the images, int `[n]`.
+        images: uint8 `[n, H, W, C]`.
+        titles: One for each.
         maps: Class activation maps to lay over them, float32 `[n, h, w]`.
     """
-    across = 6
-    down = -(-len(chosen) // across)
+    across, (height, width) = 6, images.shape[1:3]
+    down = -(-len(images) // across)
     figure, axes = plt.subplots(down, across, figsize=(1.7 * across, 2.1 * down), layout='constrained', squeeze=False)
-    names = _plain(analysis.run.class_names)
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     for axis in axes.flat:
         axis.axis('off')
-    for k, (axis, i) in enumerate(zip(axes.flat, chosen, strict=False)):
-        axis.imshow(analysis.images[i].squeeze(), cmap='gray', vmin=0, vmax=255)
+    for i, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
+        axis.imshow(image.squeeze(), cmap='gray', vmin=0, vmax=255)
         if maps is not None:
-            height, width = analysis.images.shape[1:3]
-            axis.imshow(
-                maps[k], cmap='jet', alpha=0.4, interpolation='bilinear', extent=(-0.5, width - 0.5, height - 0.5, -0.5)
-            )
-        label, guess = names[analysis.labels[i]], names[analysis.predicted[i]]
-        axis.set_title(f'{label}\n{guess} {analysis.confidences[i]:.0%}', fontsize=8)
+            axis.imshow(maps[i], cmap='jet', alpha=0.4, interpolation='bilinear', extent=extent)
+        axis.set_title(titles[i], fontsize=8)
     return figure
 
 
@@ -283,6 +282,13 @@ def drawings(analysis: Analysis) -> dict[str, tuple[str, Callable[[], plt.Figure
     wrong = np.flatnonzero(~analysis.right)
     mistakes = wrong[np.argsort(-analysis.confidences[wrong], kind='stable')][:SHOWN]
     doubtful = np.argsort(analysis.confidences, kind='stable')[:SHOWN]
+    names = _plain(analysis.run.class_names)
+    titles = np.array(
+        [
+            f'{names[label]}\n{names[guess]} {confidence:.0%}'
+            for label, guess, confidence in zip(analysis.labels, analysis.predicted, analysis.confidences, strict=True)
+        ]
+    )
     drawn: dict[str, tuple[str, Callable[[], plt.Figure]]] = {
         'confusion': (
             'Confusion matrix: number of images; the colour is the share of the true class',
@@ -296,11 +302,19 @@ def drawings(analysis: Analysis) -> dict[str, tuple[str, Callable[[], plt.Figure
     }
     if len(mistakes):
         title = 'Most confident mistakes: true class, predicted class, confidence'
-        drawn['mistakes'] = title, lambda: grid(analysis, mistakes)
-        maps = activation_maps(analysis.run, analysis.images[mistakes], analysis.predicted[mistakes])
+        images = analysis.images[mistakes]
+        drawn['mistakes'] = title, functools.partial(grid, images, titles[mistakes])
+        maps = activation_maps(analysis.run, images, analysis.predicted[mistakes])
         if maps is not None:
-            drawn['activations'] = 'What speaks for the predicted class there', lambda: grid(analysis, mistakes, maps)
-    drawn['doubtful'] = 'Least confident images', lambda: grid(analysis, doubtful)
+            title = 'What speaks for the predicted class there'
+            drawn['activations'] = title, functools.partial(grid, images, titles[mistakes], maps)
+    title = 'Least confident images'
+    drawn['doubtful'] = title, functools.partial(grid, analysis.images[doubtful], titles[doubtful])
+    if analysis.suspects:
+        images, labels, guesses = zip(*analysis.suspects[:SHOWN], strict=True)
+        title = 'Training images whose labels are probably wrong: label, what they look like'
+        both = [f'{names[label]}\n{names[guess]}' for label, guess in zip(labels, guesses, strict=True)]
+        drawn['suspects'] = title, functools.partial(grid, np.stack(images), both)
     return drawn
 
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import models
-from data import datasets
 from data.pictures import decoding
 from data.pictures.folder import Entry
 from deploy.finished import Finished
 from models import pretrained
+from train.streams import Streams
 
 NETWORK, SIDE = 'efficientnet_lite0', 128  # its weights come with the requirements
 BATCH = 64
@@ -58,29 +58,20 @@ def near_pairs(features: np.ndarray) -> np.ndarray:
     return np.concatenate(pairs)
 
 
-def labels(run: Finished, data_dir: str | None = None) -> list[tuple[str, str, str]]:
-    """Returns the labeled training images of a run whose labels are probably wrong, the most suspicious first.
+def labels(run: Finished, streams: Streams) -> list[tuple[int, int]]:
+    """Returns the labeled images of a run whose labels are probably wrong, the most suspicious first.
 
     Args:
         run: The finished run, whose features are used.
-        data_dir: Prepared data sets.
+        streams: Its data.
 
     Returns:
-        [(file, its class, what it looks like)].
-
-    Raises:
-        UserError: The run's data cannot be read.
+        [(position among the training images, class that it looks like)].
     """
-    streams, data = run.streams(data_dir), run.settings.data
     indices = streams.indices['labeled']
     given = streams.labels[indices]
     probabilities = out_of_sample(run.predict(streams.images[indices])[1], given, len(run.class_names))
-    files = datasets.load(data.name, data.train_split, data_dir, data.image_size).files
-    names = run.class_names
-    return [
-        (files[indices[i]] if files else f'image {indices[i]}', names[given[i]], names[guess])
-        for i, guess in mislabeled(probabilities, given)
-    ]
+    return [(int(indices[i]), guess) for i, guess in mislabeled(probabilities, given)]
 
 
 def near(folder: pathlib.Path, entries: Sequence[Entry]) -> np.ndarray:

@@ -29,7 +29,7 @@ from sklearn import metrics
 from data import datasets
 from data.pictures import rules
 from data.pictures.folder import Entry
-from deploy import auto, calibration, export, finished, predict, report, serve
+from deploy import auto, calibration, check, export, finished, predict, report, serve, suspects
 from train import run, settings
 
 EVIL = '<img src=x onerror=alert(1)>'
@@ -194,6 +194,28 @@ def test_features_without_a_classifier_are_refused(make_settings, data_dir, tmp_
     run.run(settings, tmp_path / 'run', data_dir)
     assert predict.main([str(tmp_path / 'run'), str(tmp_path)]) == 1
     assert 'no classifier that was trained' in capsys.readouterr().err
+
+
+def test_pictures_that_are_added_later_are_predicted_when_they_are_complete(trained, tmp_path):
+    photos, _ = trained
+    raw = (photos / 'red' / '0.png').read_bytes()
+    (tmp_path / 'first.png').write_bytes(raw)
+    (tmp_path / 'growing.png').write_bytes(raw[:100])
+    found = predict.watched([str(tmp_path)], seconds=0.05)
+    assert next(found).name == 'first.png'  # both had their size for two looks
+    assert next(found).name == 'growing.png'
+
+    def write():
+        for end in (200, 300, len(raw)):
+            time.sleep(0.04)
+            (tmp_path / 'later.png').write_bytes(raw[:end])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    later = next(found)
+    writer.join()
+    assert (later.name, later.stat().st_size) == ('later.png', len(raw))
+    found.close()
 
 
 # --- Calibration
@@ -373,6 +395,20 @@ def test_without_its_packages_a_format_says_which_to_install(trained, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+# --- Looking for faults with a network
+
+
+def test_a_finished_run_finds_wrong_labels(trained, tmp_path, capsys):
+    photos, folder = trained
+    assert check.main([f'{photos}/', '--fast', f'--run={folder}', '--json']) == 0
+    findings = {finding['kind']: finding for finding in json.loads(capsys.readouterr().out)['findings']}
+    loaded = finished.load(str(folder))
+    files = datasets.load(f'{photos}/', 'train', size=16).files
+    expected = [files[i] for i, _ in suspects.labels(loaded, loaded.streams())]
+    assert [*findings.get('label', {'files': []})['files']] == expected
+    assert check.main([f'{photos}/', '--fast', f'--run={tmp_path}']) == 2
+
+
 # --- Choosing
 
 
@@ -406,6 +442,17 @@ def test_unlabeled_pictures_and_rare_classes_decide_on_the_method():
     assert chosen({'a': 10, 'b': 10}, 40) == ('fixmatch', False)
     assert chosen({'a': 40, 'b': 10}, 10) == ('finetune', True)
     assert chosen({'a': 40, 'b': 10}, 100) == ('fixmatch', True)
+
+
+def test_a_config_is_written_once(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(auto, 'timed', lambda choice: (1.0, 0.2))
+    assert auto.main([f'{trained[0]}/', '--minutes=2']) == 0
+    assert 'python main.py --config=auto_photos.py' in capsys.readouterr().out
+    compile((tmp_path / 'auto_photos.py').read_text(), 'auto_photos.py', 'exec')
+    for wrong in ('--minutes=2', '--out=none/a.py', '--minutes=nan --out=b.py'):
+        assert auto.main([f'{trained[0]}/', *wrong.split()]) == 1
+        assert capsys.readouterr().err.startswith('error: ')
 
 
 def test_names_of_classes_are_no_code_in_a_written_config(trained):
