@@ -5,7 +5,8 @@
 A step is B labeled, mu B weak and mu B strong images through the network, forward and backward, SGD with Nesterov
 momentum and EMA: WRN-28-2 with mu 7 and 32x32x3 images, or EfficientNet-Lite0 with mu 3 and 64x64 images. Ours also
 augments the images in the step; PyTorch gets them ready-made, on all cores, in channels_last. Both come with two
-policies for the weak view (methods/fixmatch.py): in one pass with the other views, or without gradient. For WRN-28-2
+policies for the weak view (methods/fixmatch.py): in one pass with the other views, or without gradient (ours then
+normalises it with the moments of the others, PyTorch with its own, as a second pass there does). For WRN-28-2
 ours has both weight gradients of models/conv.py, which chooses by the CPU. Every contestant has a process of its own,
 as a training run has, PyTorch with this Python or that of --torch_python, so that it needs no place in the
 requirements. In each round the contestants run in random order; figures are medians over the rounds, ratios to
@@ -50,7 +51,7 @@ class Workload:
 
 WORKLOADS = {
     'wide_resnet': Workload('cifar10,labels=40', 7, (32, 32, 3), ('xla', 'blocked'), steps=2),
-    'efficientnet_lite0': Workload('digits,labels=20,model=efficientnet_lite0', 3, (64, 64, 1), ('xla',), steps=8),
+    'efficientnet_lite0': Workload('emoji/noto,labels=20,model=efficientnet_lite0', 3, (64, 64, 3), ('xla',), steps=8),
 }
 
 
@@ -85,6 +86,7 @@ def serve(network: str, policy: str, convolution: str, batch_size: int) -> None:
         config.model.pretrained = ''  # as fast with random weights
     config.batch_size = batch_size
     config.methods.fixmatch.statistics = policy
+    config.ema_decay, config.optimizer.weight_decay = 0.999, 5e-4  # as in torch_step.py
     settings = settings_lib.from_config(config)
     rng = np.random.default_rng(0)
     sizes = {'labeled': batch_size, 'unlabeled': batch_size * work.ratio}

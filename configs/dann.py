@@ -76,7 +76,8 @@ def get_config(arg: str = '') -> ConfigDict:
     config.optimizer.schedule = 'inverse'
     config.update_from_flattened_dict(data_sets.augmentation(recipe.settings.get('data.image_size') or source.side))
     config.update_from_flattened_dict(common.without_network(recipe.settings, config.model.name))
-    if not recipe.network and config.model.get('pretrained'):
+    # Other networks than the recipe's, on small images.
+    if source.size and config.model.name != recipe.network and config.model.get('pretrained'):
         common.pretrained(config)
         config.update_from_flattened_dict(data_sets.PRETRAINED_ADAPTATION)
     for name in names:

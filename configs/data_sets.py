@@ -244,6 +244,7 @@ PRETRAINED = {
     'eval_steps': 50,
     'checkpoint_steps': 150,
 }
+TEACHER_DECAY = 0.95  # of methods that learn from the averaged network: it follows a short training
 PRETRAINED_ADAPTATION = {
     'batch_size': 32,
     'data.unlabeled_ratio': 1,
@@ -399,7 +400,7 @@ RECORDS = {
             adaptation=Adaptation(_DIGITS | _ADAPTATION | {'data.validation': 200}, methods=_MINUTES_METHODS),
             **_CHARACTERS,
         ),
-        DataSet(name='emoji', classes=16, channels=3, size=64, train=330),
+        DataSet(name='emoji', classes=10, channels=3, size=64, train=229),
         DataSet(name='digits_m', channels=3, size=8, train=1297, **_CHARACTERS),
         DataSet(
             name='mnist',

@@ -49,7 +49,6 @@ STRATEGIES = {
     'delta': (0.02, {}),
     'bss': (0.02, _TENTH | {'optimizer.weight_decay': 5e-4}),
 }
-REGULARIZERS = {'l2_sp', 'delta', 'bss'}  # strategies that are a method beside it
 
 
 def bit_resolution(side: int) -> int:
@@ -78,7 +77,7 @@ def get_config(arg: str = '') -> ConfigDict:
     if strategy not in STRATEGIES:
         raise unknown('strategy', strategy, STRATEGIES)
     learning_rate, changes = STRATEGIES[strategy]
-    config = common.base(**options, methods=('finetune', *({strategy} & REGULARIZERS)))
+    config = common.base(**options, names=('finetune', *({strategy} & common.REGULARIZERS.keys())))
     config.data.unlabeled_split = ''  # nothing reads it
     config.ema_decay = 0.0
     config.optimizer.weight_decay = 0.0
@@ -107,10 +106,8 @@ def get_config(arg: str = '') -> ConfigDict:
             }
         )
     config.update_from_flattened_dict(changes)
-    if strategy == 'delta':
-        # The authors' .01 is for batches of 64. With the small settings the maps in training and in evaluation are far
-        # apart before anything has moved, and that strength diverges (docs/pretrained.md).
-        config.methods.delta.alpha = 0.0004 if data.small else 0.64 / config.batch_size
+    if strategy == 'delta' and not data.small:
+        config.methods.delta.alpha = 0.64 / config.batch_size  # the authors' .01 is for batches of 64
     if strategy == 'unfreeze':
         config.optimizer.unfreeze_step = config.steps // 4
     return config.lock()

@@ -47,7 +47,7 @@ def get_config(arg: str = '') -> ConfigDict:
     method = options.pop('method')
     if method not in METHODS:
         raise unknown('method of this config', method, METHODS)
-    config = common.base(**options, labels=-1, methods=(method,))
+    config = common.base(**options, labels=-1, names=(method,))
     data = options['data']
     few = data.train < 5000
     config.batch_size = 1

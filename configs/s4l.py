@@ -16,7 +16,7 @@ from configs import common
 def get_config(arg: str = '') -> ConfigDict:
     """Returns the settings for 'DATA,labels=N'."""
     options = common.parse_arg(arg, labels=0)
-    config = common.base(**options, methods=('s4l',))
+    config = common.base(**options, names=('s4l',))
     if options['data'].small:
         config.methods.s4l.all_copies = options['data'].turned
     else:

@@ -17,7 +17,7 @@ def get_config(arg: str = '') -> ConfigDict:
     """Returns the settings for 'DATA,labels=N,noisy_student=0 or 1'."""
     options = common.parse_arg(arg, labels=0, noisy_student=0)
     noisy_student = options.pop('noisy_student')
-    config = common.base(**options, methods=('supervised', 'self_training'))
+    config = common.base(**options, names=('supervised', 'self_training'))
     if options['data'].small:
         config.methods.self_training.rounds = 3
     if noisy_student:

@@ -16,10 +16,11 @@ from configs import common
 def get_config(arg: str = '') -> ConfigDict:
     """Returns the settings for 'DATA,labels=N'."""
     options = common.parse_arg(arg, labels=0)
-    config = common.base(**options, methods=('supervised', 'vat'))
+    config = common.base(**options, names=('supervised', 'vat'))
     if (data := options['data']).small:
         # The same for a pixel as the 6 for images of 32x32x3.
-        config.methods.vat.epsilon = round(6 * (data.side**2 * data.channels / (32 * 32 * 3)) ** 0.5, 1)
+        side = config.data.image_size or data.side
+        config.methods.vat.epsilon = round(6 * (side**2 * data.channels / (32 * 32 * 3)) ** 0.5, 1)
     else:
         config.update_from_flattened_dict(common.ONE_TO_ONE)
     return config.lock()

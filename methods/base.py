@@ -7,7 +7,7 @@ that has to run the network itself (on mixed or perturbed images, or as its EMA 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -185,6 +185,7 @@ class Method:
     # Training in several rounds: each has its own learning-rate schedule and begins with `relabel`.
     rounds: int = 1
     restart: bool = False  # a round begins with new parameters
+    teacher: ClassVar[bool] = False  # whether the loss reads `Inputs.ema_params`
 
     @property
     def rotation_averaged(self) -> bool:

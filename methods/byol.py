@@ -1,6 +1,7 @@
 """BYOL (Grill et al. 2020, arXiv:2006.07733): each view predicts the EMA teacher's projection of the other."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ class BYOL(Method):
     both views in one batch, normalised with the statistics of that batch. The two views differ in blur and solarization
     (table 6, and byol/utils/augmentations.py of the official code), as set in configs/rotation.py.
     """
+
+    teacher: ClassVar[bool] = True
 
     weight: float = 1.0
     hidden: int = 4096  # width of the hidden layers of projection and predictor

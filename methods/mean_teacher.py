@@ -1,6 +1,7 @@
 """Mean Teacher (Tarvainen & Valpola 2017, arXiv:1703.01780): the averaged network teaches the one in training."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 
@@ -17,6 +18,8 @@ class MeanTeacher(Method):
     MixMatch and FixMatch codebases. Both networks normalise with the statistics of the batch, which do not enter the
     running ones.
     """
+
+    teacher: ClassVar[bool] = True
 
     weight: float = 50.0
     ramp: float = 0.4  # fraction of training over which the weight rises

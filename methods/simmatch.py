@@ -1,6 +1,7 @@
 """SimMatch (Zheng et al. 2022, arXiv:2203.06915): views agree in class and in similarity to every labeled image."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,8 @@ class SimMatch(Method):
     so far, `average` at most: the queue of the official code (256 batches; 32 for CIFAR in the paper and USB) begins
     with zeros, which cancel. The projection's nonlinearity is the network's (official: ReLU).
     """
+
+    teacher: ClassVar[bool] = True
 
     threshold: float = 0.95
     temperature: float = 0.1  # t of the similarities

@@ -1,7 +1,7 @@
 """The convolution of all networks: XLA's own, and faster implementations where XLA is slow on CPUs.
 
-All `*_conv` have the same arguments and, up to rounding, the same result. The choice depends on the shapes and the
-machine, so results are bitwise equal on one machine but not on different kinds of CPU.
+All `*_conv` have, up to rounding, the same result, and but for `pointwise_conv` the same arguments. The choice depends
+on the shapes and the machine, so results are bitwise equal on one machine but not on different kinds of CPU.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 
-# Pixels in one product, and in one sum.
+# Pixels in one product, and in one sum, but at least an image.
 _BLOCK_ROWS = 1024
 _SUMMED_ROWS = 64
 # Up to here XLA:CPU's convolution has a tenth of its usual speed, and a matrix product all of it.
@@ -60,7 +60,9 @@ def _cpu_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) ->
         return pointwise_conv(x, kernel)
     if pixels <= _FEW_PIXELS or x.shape[3] < _FEW_CHANNELS:
         return matmul_conv(x, kernel, stride, padding)
-    return (xla_conv if has_avx512() else blocked_conv)(x, kernel, stride, padding)
+    # The weight gradient of `blocked_conv` is for kernels with a centre.
+    fast = has_avx512() or kernel.shape[0] % 2 == 0
+    return (xla_conv if fast else blocked_conv)(x, kernel, stride, padding)
 
 
 _modes = ['']
@@ -203,7 +205,7 @@ def _depthwise_input_gradient(gradient, kernel, stride, padding, shape):
             for i, a in rows
             for j, b in columns
         ]
-        return sum(terms, jnp.zeros((len(gradient), height, width, gradient.shape[3])))
+        return sum(terms, jnp.zeros((len(gradient), height, width, gradient.shape[3]), gradient.dtype))
 
     parts = jnp.stack([jnp.stack([pixels(rows, columns) for columns in taps[1]], 3) for rows in taps[0]], 2)
     merged = parts.reshape(len(gradient), height * stride, width * stride, -1)

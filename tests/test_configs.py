@@ -775,3 +775,40 @@ def test_settings_with_effect_are_not_called_idle():
     without = settings_lib.idle(settings_lib.from_config(config))
     assert 'transfer.k' not in without
     assert 'transfer.steps' in without
+
+
+SMALL_NETWORK = 'digits,labels=20,model=efficientnet_lite0'
+
+
+@pytest.mark.parametrize('name', ['fixmatch', 'mean_teacher', 'simmatch', 's4l', 'finetune'])
+def test_pretrained_networks_have_one_recipe_on_small_images(name):
+    config = importlib.import_module(f'configs.{name}').get_config(SMALL_NETWORK)
+    assert (config.data.image_size, config.model.resolution, config.steps, config.batch_size) == (64, 64, 300, 16)
+    assert (config.data.strong.cutout, config.data.strong.translate, config.data.weak.pad) == (32, 20, 8)
+    assert (config.optimizer.weight_decay, config.model.bn_momentum) == (0.0, 0.9)
+    # A teacher that is the network itself would teach nothing.
+    assert (config.ema_decay > 0) == (name in ('mean_teacher', 'simmatch'))
+
+
+def test_vats_step_is_the_same_for_a_pixel_of_images_that_are_enlarged():
+    sides = {'digits,labels=20': 8, SMALL_NETWORK: 64}
+    for arg, side in sides.items():
+        epsilon = importlib.import_module('configs.vat').get_config(arg).methods.vat.epsilon
+        assert epsilon == pytest.approx(6 * (side**2 / (32 * 32 * 3)) ** 0.5, abs=0.06)
+
+
+def test_regularizers_stand_beside_other_methods_with_their_own_settings():
+    config = importlib.import_module('configs.fixmatch').get_config(f'{SMALL_NETWORK},beside=l2_sp+delta')
+    assert set(config.methods) == {'supervised', 'fixmatch', 'l2_sp', 'delta'}
+    assert config.methods.delta.alpha == 0.0004
+    for wrong in ('vat', 'fixmatch', 'l2_sp+l2_sp', 'nothing'):
+        with pytest.raises(UserError, match='regularizer'):
+            importlib.import_module('configs.fixmatch').get_config(f'{SMALL_NETWORK},beside={wrong}')
+
+
+@pytest.mark.parametrize('name', ['mean_teacher', 'simmatch'])
+def test_a_teacher_that_is_the_network_itself_is_an_error(name, make_settings):
+    settings = make_settings(name, ema_decay=0.0)
+    data = DataSpec(10, (8, 8, 1), np.arange(10), num_unlabeled=20, batch_sizes={'labeled': 4, 'unlabeled': 8})
+    with pytest.raises(UserError, match='learns from the averaged network'):
+        step_lib.Trainer.create(settings, data)

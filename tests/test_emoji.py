@@ -69,6 +69,25 @@ def test_a_thing_with_its_variants_is_on_one_side(chosen):
     assert len(sides[1]) == 3  # 30 % of 9
 
 
+@pytest.mark.parametrize(
+    ('labels', 'noun'),
+    [
+        (('cat', 'cat face', 'black cat'), 'cat'),
+        (('sun', 'sun with face', 'sun behind rain cloud'), 'sun'),
+        (('full moon', 'new moon face', 'waning crescent moon'), 'moon'),
+        (('taxi', 'oncoming taxi'), 'taxi'),
+        (('beer mug', 'clinking beer mugs'), 'mug'),
+        (('houses', 'house with garden', 'derelict house'), 'house'),
+        (('snowman', 'snowman without snow'), 'snowman'),
+        (('umbrella on ground', 'umbrella with rain drops'), 'umbrella'),
+        (('bus',), 'bus'),
+        (('tumbler glass', 'glass of milk'), 'glass'),
+    ],
+)
+def test_a_concept_is_the_noun_of_a_name(labels, noun):
+    assert {emoji.concept(label) for label in labels} == {noun}
+
+
 def test_another_emoji_of_another_class_moves_nothing(chosen):
     other = emoji.One('rose', 'plant-flower', 'rose')
     before, after = emoji.split_by_concept(chosen), emoji.split_by_concept([*chosen, other])

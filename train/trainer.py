@@ -104,6 +104,10 @@ class Trainer:
             },
             data=dataclasses.replace(data, heads=frozenset(name for name, layer in model.layers.items() if layer.head)),
         )
+        if settings.ema_decay == 0 and (taught := [name for name, method in created.items() if method.teacher]):
+            raise UserError(
+                f'{taught[0]} learns from the averaged network, which ema_decay=0 makes the network itself.'
+            )
         trainer._check_cached_features()
         return trainer
 

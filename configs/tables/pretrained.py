@@ -30,8 +30,8 @@ COLUMNS = {
     for name, data, labels in (
         ('Digits', 'digits', 20),
         ('Fashion-MNIST', 'fashion_mnist', 50),
-        ('Emoji', 'emoji/all', 32),
-        ('Emoji', 'emoji/all', 80),
+        ('Emoji', 'emoji/all', 20),
+        ('Emoji', 'emoji/all', 50),
     )
 }
 
