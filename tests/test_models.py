@@ -297,9 +297,11 @@ def test_every_network_takes_gray_and_color_and_names_what_it_computes(name, cha
     assert shapes['rotation'].shape == (2, 4)
     assert len(shapes['features'].shape) == 2
     # Feature maps at the end of every stage, and of its last convolution.
-    maps = {output for output, x in shapes.items() if len(x.shape) == 4}
+    maps = {output for output, x in shapes.items() if len(x.shape) == 4} - {'map'}
     convolutions = maps & variables['params'].keys()
     assert len(maps) == 2 * len(convolutions) > 0
+    if 'map' in shapes:  # whose average the features are
+        assert shapes['map'].shape[-1] == shapes['features'].shape[-1]
     assert convolutions == LAST_CONVOLUTIONS.get(name, convolutions)
     for layer in convolutions:
         assert shapes[layer].shape[-1] == variables['params'][layer]['kernel'].shape[-1]

@@ -60,10 +60,10 @@ def test_golden_names():
 
 
 GOLDEN = [
-    'supervised-digits-10-0f5e0533',
-    'supervised-digits-40-a09ec0bc',
-    'fixmatch+supervised-digits-10-1ff8bdf9',
-    'fixmatch+supervised-digits-40-fcb8d8f9',
+    'supervised-digits-10-c4306a5f',
+    'supervised-digits-40-243110b0',
+    'fixmatch+supervised-digits-10-25446347',
+    'fixmatch+supervised-digits-40-4ce4097d',
 ]
 
 
