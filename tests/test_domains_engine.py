@@ -214,7 +214,7 @@ def train(make_settings, data_dir):
         settings = make_settings('dann', f'methods={methods}', **SMALL, **dict(overrides))
         trainer = step_lib.Trainer.create(settings, streams.spec(settings))
         with jax.set_mesh(mesh):
-            # Unlike in the other tests (conftest.py): with them two programs agree bit for bit.
+            # Off in the other tests (conftest.py). With fusion emitters two programs agree bit for bit.
             options = {'xla_cpu_use_fusion_emitters': True}
             step = jax.jit(functools.partial(step_lib.step, trainer), compiler_options=options)
             batch = mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, 0, 0))
