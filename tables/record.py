@@ -45,7 +45,6 @@ from errors import UserError
 from tables.papers import PAPERS, Paper
 from tables.spec import Run, Table
 from train import provenance
-from train.settings import Settings
 
 POINTS = 40  # of a curve, at most
 RunKey = tuple[str, str, str]  # row, column, name of the run's folder
@@ -73,7 +72,7 @@ def collect(
     for run in runs:
         cell = cells.setdefault((run.row, run.column), {'row': run.row, 'column': run.column})
         cell.setdefault('settings', {k: v for k, v in dataclasses.asdict(run.settings).items() if k != 'seed'})
-        cell.setdefault('protocol', protocol(table, run.column, run.settings))
+        cell.setdefault('protocol', protocol(table, run))
         entry = choose(table, run, folder, recorded, renew)
         if entry and 'curves' not in entry:
             entry['curves'] = _curves(folder / run.name / 'metrics.jsonl')
@@ -176,8 +175,9 @@ def known(table_json: Mapping[str, Any]) -> dict[RunKey, dict]:
     }
 
 
-def protocol(table: Table, column: str, settings: Settings) -> dict[str, str]:
+def protocol(table: Table, run: Run) -> dict[str, str]:
     """Returns the protocol of a result, in the tags and words of tables/published."""
+    settings = run.settings
     data, model = settings.data, settings.model
     created = [methods.create(*method) for method in settings.methods.items()]
     used = {view.augmentation for method in created for view in method.views()}
@@ -195,8 +195,8 @@ def protocol(table: Table, column: str, settings: Settings) -> dict[str, str]:
         'backbone': backbone,
         'weights': str(model.get('pretrained') or ''),
         'steps': str(settings.steps),
-        'seeds': str(len(table.seeds)),
-        'evaluation' if table.columns[column].transfer else 'selection': table.shown,
+        'seeds': str(len(table.seeds_of(run.row))),
+        'evaluation' if table.columns[run.column].transfer else 'selection': table.shown,
         'test images': data.protocol if data.target else '',
     }
     return {tag: text for tag, text in tags.items() if text}

@@ -28,6 +28,7 @@ class Row:
         arg: Argument after the colon, which follows the column's.
         overrides: 'name=value', as --config.name=value would set it.
         columns: Columns that it is run for; () for all.
+        seeds: Those of the table's seeds that it is run for; () for all.
         start: In a table of features: 'pretrained' for learned features, 'random' for those of the untrained network.
     """
 
@@ -35,6 +36,7 @@ class Row:
     arg: str = ''
     overrides: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
     start: str = 'pretrained'
 
 
@@ -63,7 +65,7 @@ class Table:
         title: Its title.
         rows: {label: row}.
         columns: {label: column}.
-        seeds: Seeds of every cell.
+        seeds: Seeds of a cell.
         overrides: 'name=value', applied last, to all runs.
         shown: One of RULES, in a table of features one of EVALUATIONS. All of them are stored.
         error: Whether to print error rates instead of accuracies, as the papers that it is compared with do.
@@ -106,6 +108,10 @@ class Table:
     def rules(self) -> tuple[str, ...]:
         """The rules that can be shown."""
         return EVALUATIONS if any(column.transfer for column in self.columns.values()) else RULES
+
+    def seeds_of(self, row: str) -> tuple[int, ...]:
+        """Returns the seeds of the cells of a row."""
+        return tuple(seed for seed in self.seeds if seed in (self.rows[row].seeds or self.seeds))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +161,7 @@ def expand(table: Table) -> Iterator[Run]:
             config = module.get_config(','.join(filter(None, (column.arg, row.arg))))
             for text in (*column.overrides, *row.overrides, *table.overrides):
                 _override(config, text)
-            for seed in table.seeds:
+            for seed in table.seeds_of(row_name):
                 config.seed = seed
                 yield Run(row_name, column_name, settings.from_config(config))
 

@@ -33,8 +33,9 @@ def get_config(name):
 def test_a_table_expands_to_runs_of_its_size(name):
     table = TABLES[name]
     runs = list(spec.expand(table))
-    cells = sum(len(row.columns or table.columns) for row in table.rows.values())
-    assert len(runs) == cells * len(table.seeds)
+    assert len(runs) == sum(
+        len(row.columns or table.columns) * len(row.seeds or table.seeds) for row in table.rows.values()
+    )
     # Features of one network with several numbers of labels; one upper bound for all that adapt to the same target.
     shares = any(column.transfer for column in table.columns.values()) or name == 'emoji_domains'
     assert (len({run.name for run in runs}) < len(runs)) == shares

@@ -33,10 +33,12 @@ def test_a_rows_overrides_come_after_the_columns_and_the_tables_last():
     assert {run.settings.eval_steps for run in runs} == {2}
 
 
-def test_a_row_may_leave_out_columns_and_add_to_the_argument():
+def test_a_row_may_leave_out_columns_and_seeds_and_add_to_the_argument():
     rows = {'A': {'config': 'self_training', 'arg': 'noisy_student=1', 'columns': ('40 labels',)}}
     runs = expand(rows=rows)
     assert [run.column for run in runs] == ['40 labels'] * 2
+    rows['B'] = {'config': 'supervised', 'seeds': (3, 1)}
+    assert [run.settings.seed for run in expand(rows=rows, seeds=(1, 2)) if run.row == 'B'] == [1, 1]
     assert runs[0].settings.methods['self_training']['view'] == 'strong'
 
 
@@ -125,10 +127,12 @@ def test_results_go_to_their_cells(tmp_path):
     ],
 )
 def test_the_protocol_is_read_off_the_settings(config, arg, expected):
-    chosen = table(rows={'A': {'config': config}}, columns={'B': {'arg': arg}}, overrides=())
-    (run, _) = spec.expand(spec.from_config(chosen))
-    protocol = record.protocol(spec.from_config(chosen), 'B', run.settings)
+    rows = {'A': {'config': config}, 'One seed': {'config': config, 'seeds': (0,)}}
+    chosen = spec.from_config(table(rows=rows, columns={'B': {'arg': arg}}, overrides=()))
+    run, _, alone = spec.expand(chosen)
+    protocol = record.protocol(chosen, run)
     assert expected.items() <= protocol.items()
+    assert record.protocol(chosen, alone) == {**protocol, 'seeds': '1'}
     assert ('test images' in protocol) == (config == 'dann')
     assert ('weights' in protocol) == (config == 'finetune')
 

@@ -15,14 +15,9 @@ COLUMNS = {
     for name, (data, numbers) in DATA.items()
     for labels in numbers
 }
-_DIGITS = tuple(column for column in COLUMNS if column.startswith('Digits'))
-ROWS: dict[str, dict] = {
-    'Random weights': {'config': 'rotation', 'start': 'random'},
-    'Rotation': {'config': 'rotation'},
-    **{
-        name: {'config': 'rotation', 'arg': f'method={name.lower().replace(" ", "_")}', 'columns': _DIGITS}
-        for name in ('SimCLR', 'SimSiam', 'BYOL', 'Barlow Twins', 'VICReg')
-    },
+METHODS = ('Rotation', 'SimCLR', 'SimSiam', 'BYOL', 'Barlow Twins', 'VICReg')
+ROWS = {'Random weights': {'config': 'rotation', 'start': 'random'}} | {
+    name: {'config': 'rotation', 'arg': f'method={name.lower().replace(" ", "_")}'} for name in METHODS
 }
 
 
