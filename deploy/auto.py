@@ -36,8 +36,8 @@ LEAST_STEPS, MOST_STEPS = 200, 2000
 TIMED = 3  # steps
 OVERHEAD = 1.3  # of a run to its steps, for evaluations and checkpoints
 SKEWED = 3  # times that the largest class has more labels than the smallest
-# Supervised training with weights for classes, in place of that without.
-BALANCED = """    with config.unlocked():
+# Supervised training with logit adjustment, in place of that without.
+ADJUSTED = """    with config.unlocked():
         del config.methods['supervised']
         config.methods.finetune = settings.to_config(('finetune',)).methods.finetune
 """
@@ -50,7 +50,7 @@ from configs import data_sets, {config}
 
 def get_config():
     config = {config}.get_config({argument!r})
-{balanced}    config.update_from_flattened_dict(data_sets.augmentation({side}))
+{adjusted}    config.update_from_flattened_dict(data_sets.augmentation({side}))
     config.data.image_size = config.model.resolution = {side}
     config.steps = {steps}
     config.eval_steps = {tenth}
@@ -66,7 +66,7 @@ class Choice:
     Attributes:
         name: Name of the data set.
         config: 'finetune' or 'fixmatch'.
-        balanced: Whether labels of rare classes count more.
+        adjusted: Whether the loss adjusts logits to the numbers of labels of the classes.
         side: Of the images, in pixels.
         steps: Of training.
         why: Reasons.
@@ -74,21 +74,21 @@ class Choice:
 
     name: str
     config: str
-    balanced: bool
+    adjusted: bool
     side: int = SIDES[0]
     steps: int = LEAST_STEPS
     why: tuple[str, ...] = ()
 
     def text(self) -> str:
         """Returns the config file."""
-        balanced = BALANCED * (self.config == 'fixmatch') + '    config.methods.finetune.balanced = True\n'
+        adjusted = ADJUSTED * (self.config == 'fixmatch') + '    config.methods.finetune.logit_adjustment = 1.0\n'
         return TEMPLATE.format(
             name=rules.shown(self.name),
             why='\n'.join(f'# - {rules.shown(reason)}.' for reason in self.why),
             config=self.config,
             argument=f'{self.name},model={NETWORK}',
-            balanced=balanced * self.balanced,
-            imports='from train import settings\n' * (self.balanced and self.config == 'fixmatch'),
+            adjusted=adjusted * self.adjusted,
+            imports='from train import settings\n' * (self.adjusted and self.config == 'fixmatch'),
             side=self.side,
             steps=self.steps,
             tenth=self.steps // 10,
@@ -123,8 +123,10 @@ def choose(
     helps = unlabeled >= labeled / 2
     choice = Choice(name, 'fixmatch' if helps else 'finetune', counts[many] > SKEWED * counts[few])
     why = [f'{labeled} labeled and {unlabeled} unlabeled pictures: ' + ('FixMatch' if helps else 'fine-tuning')]
-    if choice.balanced:
-        why.append(f'{counts[many]} labels of {many} and {counts[few]} of {few}: rare classes count more')
+    if choice.adjusted:
+        why.append(
+            f'{counts[many]} labels of {many} and {counts[few]} of {few}: logits are adjusted, so that the many do not win by number'
+        )
     before, seconds = timed(choice)
     budget = max(60 * minutes - before, 0) / OVERHEAD
     per_step = {side: seconds * (side / SIDES[0]) ** 2 for side in SIDES}

@@ -436,7 +436,7 @@ def test_what_is_chosen_fits_into_the_minutes():
 def test_unlabeled_pictures_and_rare_classes_decide_on_the_method():
     def chosen(*arguments):
         choice = auto.choose('a/', labeled(*arguments), 10, lambda choice: (20.0, 0.2))
-        return choice.config, choice.balanced
+        return choice.config, choice.adjusted
 
     assert chosen({'a': 10, 'b': 10}) == ('finetune', False)
     assert chosen({'a': 10, 'b': 10}, 40) == ('fixmatch', False)
@@ -461,14 +461,14 @@ def test_names_of_classes_are_no_code_in_a_written_config(trained):
     assert choice.config_dict().steps == 500
 
 
-@pytest.mark.parametrize(('config', 'balanced'), [('finetune', True), ('fixmatch', True), ('fixmatch', False)])
-def test_the_written_config_is_one_that_runs(trained, config, balanced):
-    choice = auto.Choice(f'{trained[0]}/', config, balanced, 96, 500, ('It is so',))
+@pytest.mark.parametrize(('config', 'adjusted'), [('finetune', True), ('fixmatch', True), ('fixmatch', False)])
+def test_the_written_config_is_one_that_runs(trained, config, adjusted):
+    choice = auto.Choice(f'{trained[0]}/', config, adjusted, 96, 500, ('It is so',))
     made = settings.from_config(choice.config_dict())
     assert (made.steps, made.data.image_size, made.model['resolution']) == (500, 96, 96)
-    labeled_term = 'supervised' if (config, balanced) == ('fixmatch', False) else 'finetune'
+    labeled_term = 'supervised' if (config, adjusted) == ('fixmatch', False) else 'finetune'
     assert set(made.methods) == {labeled_term, config}
-    assert made.methods[labeled_term].get('balanced', False) == balanced
+    assert made.methods[labeled_term].get('logit_adjustment', 0) == adjusted
     assert '# - It is so.' in choice.text()
 
 

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from sklearn.utils.class_weight import compute_class_weight
 
 import methods
 import models
@@ -959,9 +958,9 @@ IMBALANCED = np.int32([0, 2, 1, 0, 0, 0, 2])
 @pytest.mark.parametrize('fields', [
     {},
     {'label_smoothing': 0.1},
-    {'balanced': True, 'weight': 2.0},
+    {'logit_adjustment': 1.0, 'weight': 2.0},
     {'mixup': 0.3},
-    {'label_smoothing': 0.2, 'balanced': True, 'mixup': 0.8, 'weight': 0.5},
+    {'label_smoothing': 0.2, 'logit_adjustment': 0.7, 'mixup': 0.8, 'weight': 0.5},
 ], ids=lambda fields: '+'.join(fields) or 'plain')  # fmt: skip
 def test_finetune_equals_numpy(fields):
     method = methods.create('finetune', fields)
@@ -969,9 +968,6 @@ def test_finetune_equals_numpy(fields):
     inputs = fakes.inputs(method, labels=jnp.asarray(labels))
     smoothing = fields.get('label_smoothing', 0)
     targets = (1 - smoothing) * np.eye(3)[labels] + smoothing / 3
-    if fields.get('balanced'):
-        weights = compute_class_weight('balanced', classes=np.arange(3), y=IMBALANCED)
-        targets *= weights[labels, None]
     images = np.float64(inputs.images[LABELED])
     alpha = fields.get('mixup')
     if alpha:
@@ -983,7 +979,9 @@ def test_finetune_equals_numpy(fields):
         targets = share[0] * targets + (1 - share[0]) * targets[::-1]
         inputs = dataclasses.replace(inputs, outputs={})  # of images that are not mixed
     logits = images.reshape(2, -1) @ np.float64(inputs.params['logits'])
-    expected = softmax_cross_entropy(targets, logits).mean()
+    # Menon et al. 2021, equation 10, with shares of 4, 1 and 2 of 7 labels.
+    adjusted = logits + fields.get('logit_adjustment', 0) * np.log([4 / 7, 1 / 7, 2 / 7])
+    expected = softmax_cross_entropy(targets, adjusted).mean()
     state = method.init_state(dataclasses.replace(fakes.SPEC, labels=IMBALANCED))
     # Mixed images are all that batch norm sees.
     assert method.views() == {LABELED: IMAGES if alpha else JOINT}
@@ -997,19 +995,17 @@ def test_finetune_equals_numpy(fields):
         assert result.batch_stats is None
 
 
-def test_balanced_classes_weigh_what_scikit_learn_says():
-    method = methods.create('finetune', {'balanced': True})
+@pytest.mark.parametrize(('tau', 'best'), [(0.0, [4, 1, 2]), (1.0, [1, 1, 1])])
+def test_adjusted_logits_that_fit_the_labels_favour_no_class(tau, best):
+    method = methods.create('finetune', {'logit_adjustment': tau})
     state = method.init_state(dataclasses.replace(fakes.SPEC, labels=IMBALANCED))
-    inputs = fakes.inputs(method)
-    outputs = {LABELED: {'logits': jnp.zeros((1, 3))}}  # every class has a cross-entropy of log 3
-    weights = [
-        method.loss(dataclasses.replace(inputs, labels=jnp.int32([label]), outputs=outputs), state).loss / np.log(3)
-        for label in range(3)
-    ]
-    close(weights, compute_class_weight('balanced', classes=np.arange(3), y=IMBALANCED))
-    # An epoch over all labels weighs each class the same, and as much as without weights.
-    totals = np.bincount(IMBALANCED, np.array(weights)[IMBALANCED])
-    close(totals, len(IMBALANCED) / 3)
+
+    def loss(logits):  # of images that all look the same
+        outputs = {LABELED: {'logits': jnp.tile(logits, (len(IMBALANCED), 1))}}
+        inputs = fakes.inputs(method, labels=jnp.asarray(IMBALANCED), outputs=outputs)
+        return method.loss(inputs, state).loss
+
+    close(jax.grad(loss)(jnp.log(jnp.float32(best))), np.zeros(3))
 
 
 # Dropout and stochastic depth

@@ -82,7 +82,7 @@ def gradient(method, inputs, state=()):
         outputs = {view: fakes.network(params, inputs.images[view]) for view in method.views()}
         return method.loss(dataclasses.replace(inputs, params=params, outputs=outputs), state).loss
 
-    return jax.grad(loss)(inputs.params)
+    return jax.jit(jax.grad(loss))(inputs.params)
 
 
 def assert_gradients(actual, expected):
@@ -98,7 +98,7 @@ def initial_state(method):
 def check(method, inputs, loss, metrics, weight):
     """Compares all that a method returns; the target's predicted classes are its pseudo-labels, for the log."""
     state = initial_state(method)
-    result = method.loss(inputs, state)
+    result = jax.jit(lambda: method.loss(inputs, state))()
     assert set(result.metrics) == {'loss', *metrics}
     for name, value in {'loss': loss, **metrics}.items():
         close(result.metrics[name], value)
