@@ -124,9 +124,7 @@ def choose(
     choice = Choice(name, 'fixmatch' if helps else 'finetune', counts[many] > SKEWED * counts[few])
     why = [f'{labeled} labeled and {unlabeled} unlabeled pictures: ' + ('FixMatch' if helps else 'fine-tuning')]
     if choice.adjusted:
-        why.append(
-            f'{counts[many]} labels of {many} and {counts[few]} of {few}: logits are adjusted, so that the many do not win by number'
-        )
+        why.append(f'{counts[many]} labels of {many} and {counts[few]} of {few}: logit adjustment')
     before, seconds = timed(choice)
     budget = max(60 * minutes - before, 0) / OVERHEAD
     per_step = {side: seconds * (side / SIDES[0]) ** 2 for side in SIDES}
