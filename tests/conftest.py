@@ -8,7 +8,12 @@ os.environ['JAX_NUM_CPU_DEVICES'] = '2'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Compiles in about a fifth of the time. What it compiles is slower, which networks as tiny as these do not notice.
 os.environ['XLA_FLAGS'] = ' '.join(
-    (os.environ.get('XLA_FLAGS', ''), '--xla_backend_optimization_level=0', '--xla_cpu_use_fusion_emitters=false')
+    (
+        os.environ.get('XLA_FLAGS', ''),
+        '--xla_backend_optimization_level=0',
+        '--xla_cpu_use_fusion_emitters=false',
+        '--xla_cpu_parallel_codegen_split_count=1',  # many small modules would be for idle cores
+    )
 )
 # The suite compiles the same steps again and again, in this process and in runs of their own.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = os.path.join(os.path.dirname(__file__), '..', '.pytest_cache', 'jax')

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from methods.base import DISTORTED, DISTORTED2, LABELED_ROTATED, ROTATED, DataSpec, Inputs, View
+from methods.base import DISTORTED, DISTORTED2, LABELED_ROTATED, ROTATED, DataSpec, Inputs, Loss, View
 from models import mlp
 
 NUM_CLASSES = 3
@@ -83,6 +83,11 @@ def inputs(method, *, seed: int = 0, progress: float = 0.5, scale: float = 1.0, 
         mlp=mlp.apply,
     )
     return dataclasses.replace(values, **changes)
+
+
+def loss(method, inputs: Inputs, state) -> Loss:
+    """Returns what the loss of a method returns, as one program: operation by operation takes longer to compile."""
+    return jax.jit(lambda: method.loss(inputs, state))()
 
 
 def numeric(f, tree):
