@@ -96,7 +96,7 @@ def check(method, expected, state, steps, start=None, rtol=1e-5):
         actual, state = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), actual, start), start
     masks, states = [], []
     for inputs in steps:
-        result = fakes.loss(method, inputs, actual)
+        result = method.loss(inputs, actual)
         loss, metrics, labels, mask, state = expected(inputs, state)
         close(result.loss, loss, rtol)
         close(result.metrics, metrics, rtol)
@@ -388,9 +388,9 @@ def test_freematch_without_a_confident_prediction_is_zero_and_has_no_gradient():
     masks, _ = check(method, freematch(method), FREE, [inputs], start={**FREE, 'confidence': 0.99})
     assert not masks.any()
     state = {**method.init_state(fakes.SPEC), 'confidence': jnp.float32(0.99)}
-    result = fakes.loss(method, inputs, state)
+    result = method.loss(inputs, state)
     assert result.loss == result.metrics['loss_fairness'] == 0
-    (gradient,) = jax.jit(jax.grad(loss_of(method, inputs, state, ['outputs'])))((inputs.outputs,))
+    (gradient,) = jax.grad(loss_of(method, inputs, state, ['outputs']))((inputs.outputs,))
     assert (np.array(gradient[STRONG]['logits']) == 0).all()
 
 
@@ -984,7 +984,7 @@ def test_no_gradient_flows_through_labels(name, values):
         method = dataclasses.replace(method, threshold=0.4)
     inputs = fakes.inputs(method)
     loss = loss_of(method, inputs, second_state(method), ['outputs', 'ema_params'])
-    gradients, of_teacher = jax.jit(jax.grad(loss))((inputs.outputs, inputs.ema_params))
+    gradients, of_teacher = jax.grad(loss)((inputs.outputs, inputs.ema_params))
     flows = {(view, key) for view, heads in gradients.items() for key, g in heads.items() if np.abs(g).max() > 0}
     assert flows == LEARNED.get(name, {(STRONG, 'logits')})
     assert not any(np.abs(g).max() for g in of_teacher.values())
@@ -994,7 +994,7 @@ def test_adamatch_labeled_logits_learn_from_labels_alone():
     method = methods.create('adamatch', {'interpolation': False, 'threshold': 0.5})
     inputs = fakes.inputs(method, progress=0.5)
     loss = loss_of(method, inputs, method.init_state(fakes.SPEC), ['outputs'])
-    (gradients,) = jax.jit(jax.grad(loss))((inputs.outputs,))
+    (gradients,) = jax.grad(loss)((inputs.outputs,))
     for view in (LABELED, LABELED_STRONG):
         error = softmax(outputs(inputs, view)) - np.eye(C)[np.array(inputs.labels)]
         close(gradients[view]['logits'], error / 4)  # two images, half of the loss each view
