@@ -26,6 +26,7 @@ from PIL import Image
 from scipy import stats
 from sklearn import metrics
 
+import deploy
 import models
 from data import datasets
 from data.pictures import rules
@@ -429,23 +430,26 @@ def test_an_export_replaces_an_export_and_nothing_else(trained, tmp_path, monkey
 
 def test_a_model_that_differs_is_an_error_and_not_written(trained, tmp_path, monkeypatch, capsys):
     pytest.importorskip('flatbuffers')
-    made = finished.load(str(trained[1]))
-    right = export.write(made, 'stablehlo', None, np.zeros(0))
+    made, other = finished.load(str(trained[1])), finished.load(str(trained[1]))
+    write = export.write
     head = made.variables['params']['head']
     head['bias'] = head['bias'] + np.float32([0.01, 0, 0]) * 100
     monkeypatch.setattr(finished, 'load', lambda name: made)
-    monkeypatch.setattr(export, 'write', lambda *arguments: right)
+    monkeypatch.setattr(export, 'write', lambda run, *arguments: write(other, *arguments))
     assert export.main([str(trained[1]), '--to=stablehlo', f'--out={tmp_path}/out']) == 1
     assert 'is not the same model' in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_its_packages_a_format_says_which_to_install(trained, tmp_path, monkeypatch, capsys):
-    for package, kind in (('onnx', 'onnx'), ('litert_converter', 'tflite')):
+    most, tensorflow = '-r requirements-deploy.txt', 'tensorflow-cpu'
+    needed = {'onnx': ('onnx', most), 'litert_converter': ('tflite', most), 'tensorflow': ('savedmodel', tensorflow)}
+    for package, (kind, packages) in needed.items():
         monkeypatch.setitem(sys.modules, package, None)
         monkeypatch.delitem(sys.modules, f'deploy.{kind}_writer', raising=False)
+        monkeypatch.delattr(deploy, f'{kind}_writer', raising=False)
         assert export.main([str(trained[1]), f'--to={kind}', f'--out={tmp_path}/out']) == 1
-        assert 'pip install -r requirements-deploy.txt' in capsys.readouterr().err
+        assert f'pip install {packages} (' in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
