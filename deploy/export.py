@@ -6,7 +6,7 @@
 The model takes uint8 pictures `[N, H, W, C]` and gives `logits` and `probabilities`; preprocessing is part of it. It is
 run on the run's test images in its own runtime, in another process, and compared with JAX. If it differs by more than
 its format allows, nothing is written and the exit status is 1. Needs packages of its own, in an environment of their
-own: pip install -r requirements-deploy.txt.
+own: pip install -r requirements-deploy.txt; savedmodel also needs tensorflow-cpu.
 """
 
 import argparse
@@ -44,11 +44,12 @@ class Format:
     """A format.
 
     Attributes:
-        suffix: Of the file.
+        suffix: Of the file or folder.
         labels: Least share of the images with the same label.
         difference: Largest difference of a logit, as a share of the range of all logits; 0 for no limit.
         accuracy: Largest loss of accuracy on the test images; 1 for no limit.
         quantise: Name of a function of `tflite_writer`, '' for none.
+        packages: What pip is to install for it.
     """
 
     suffix: str
@@ -56,6 +57,7 @@ class Format:
     difference: float = 1e-4
     accuracy: float = 1.0
     quantise: str = ''
+    packages: str = '-r requirements-deploy.txt'
 
 
 FORMATS = {
@@ -65,6 +67,7 @@ FORMATS = {
     'tflite-float16': Format('tflite', labels=0.995, difference=0, quantise='float16'),
     'tflite-dynamic': Format('tflite', labels=0.99, difference=0, quantise='dynamic'),
     'tflite-int8': Format('tflite', labels=0.98, difference=0, accuracy=0.01, quantise='static'),
+    'savedmodel': Format('savedmodel', packages='tensorflow-cpu'),
 }
 
 
@@ -87,14 +90,15 @@ def function(run: Finished, size: tuple[int, int] | None = None) -> Callable[[ja
     return forward
 
 
-def write(run: Finished, kind: str, size: tuple[int, int] | None, images: np.ndarray) -> bytes:
-    """Returns the model.
+def write(run: Finished, kind: str, size: tuple[int, int] | None, images: np.ndarray, path: pathlib.Path) -> None:
+    """Writes the model.
 
     Args:
         run: The finished run.
         kind: One of FORMATS.
         size: As for `function`.
         images: Training images, for quantisation.
+        path: The file, or the folder of a SavedModel.
 
     Raises:
         UserError: A package is missing, or the network cannot be written in the format.
@@ -102,24 +106,31 @@ def write(run: Finished, kind: str, size: tuple[int, int] | None, images: np.nda
     forward, shape = function(run, size), (*(size or run.image_shape[:2]), run.image_shape[2])
     form = FORMATS[kind]
     try:
-        if form.suffix == 'stablehlo':
+        if form.suffix in ('stablehlo', 'savedmodel'):
             (batch,) = jax.export.symbolic_shape('N')
             with conv.traced_as('portable'):
                 exported = jax.export.export(jax.jit(forward), platforms=('cpu', 'cuda', 'tpu'))(
                     jax.ShapeDtypeStruct((batch, *shape), np.uint8)
                 )
-            return bytes(exported.serialize())
-        with conv.traced_as('plain'):
-            if form.suffix == 'onnx':
-                from deploy import onnx_writer
+            if form.suffix == 'savedmodel':
+                from deploy import savedmodel_writer
 
-                return onnx_writer.write(forward, shape, OUTPUTS)
+                savedmodel_writer.write(exported, OUTPUTS, path)
+            else:
+                path.write_bytes(exported.serialize())
+        elif form.suffix == 'onnx':
+            from deploy import onnx_writer
+
+            with conv.traced_as('plain'):
+                path.write_bytes(onnx_writer.write(forward, shape, OUTPUTS))
+        else:
             from deploy import tflite_writer
 
-            model = tflite_writer.write(forward, shape, OUTPUTS)
-        return getattr(tflite_writer, form.quantise)(model, images) if form.quantise else model
+            with conv.traced_as('plain'):
+                model = tflite_writer.write(forward, shape, OUTPUTS)
+            path.write_bytes(getattr(tflite_writer, form.quantise)(model, images) if form.quantise else model)
     except ImportError as error:
-        raise UserError(f'--to={kind} needs packages: pip install -r requirements-deploy.txt ({error}).') from error
+        raise UserError(f'--to={kind} needs packages: pip install {form.packages} ({error}).') from error
 
 
 def compare(
@@ -209,7 +220,7 @@ def export(
     with tempfile.TemporaryDirectory(dir=out.parent) as name:
         path = pathlib.Path(name, 'new', f'model.{FORMATS[kind].suffix}')
         path.parent.mkdir()
-        path.write_bytes(write(run, kind, size, training))
+        write(run, kind, size, training, path)
         forward = jax.jit(function(run, size))
         batches = [np.asarray(forward(images[i : i + 32])[0]) for i in range(0, len(images), 32)]
         expected = np.concatenate(batches)
@@ -231,10 +242,11 @@ def _enlarged(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _record(run: Finished, kind: str, path: pathlib.Path, shape: tuple[int, ...], parity: dict[str, float]) -> dict:
     data = run.settings.data
     names = filter(pictures.is_folder, (data.name, data.target))
+    file = path / 'saved_model.pb' if path.is_dir() else path  # the weights are in it, too
     return {
-        'file': path.name,
+        'file': file.relative_to(path.parent).as_posix(),
         'format': kind,
-        'sha256': hashlib.sha256(path.read_bytes()).hexdigest(),
+        'sha256': hashlib.sha256(file.read_bytes()).hexdigest(),
         'input': {'name': 'images', 'type': 'uint8', 'shape': ['N' if FORMATS[kind].suffix != 'tflite' else 1, *shape]},
         'outputs': OUTPUTS,
         'classes': run.class_names,

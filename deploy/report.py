@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
@@ -235,7 +236,7 @@ def grid(images: np.ndarray, titles: Sequence[str] | np.ndarray, maps: np.ndarra
     Args:
         images: uint8 `[n, H, W, C]`.
         titles: One for each.
-        maps: Class activation maps to lay over them, float32 `[n, h, w]`.
+        maps: Of `activation_maps`, to lay over them, float32 `[n, h, w]`.
     """
     across, (height, width) = 6, images.shape[1:3]
     down = -(-len(images) // across)
@@ -251,8 +252,12 @@ def grid(images: np.ndarray, titles: Sequence[str] | np.ndarray, maps: np.ndarra
     return figure
 
 
-def activation_maps(run: Finished, images: np.ndarray, classes: np.ndarray) -> np.ndarray | None:
-    """Returns class activation maps (arXiv:1512.04150, eq. 2): the last feature map times the classifier's column.
+def activation_maps(run: Finished, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Returns where in images a network sees classes.
+
+    If the features are the average of a feature map, these are class activation maps (Zhou et al. 2016,
+    arXiv:1512.04150, eq. 2): the map times the classifier's column. Otherwise it is Grad-CAM (Selvaraju et al. 2017,
+    arXiv:1610.02391, eqs. 1 and 2) on the last feature map.
 
     Args:
         run: The finished run.
@@ -260,13 +265,45 @@ def activation_maps(run: Finished, images: np.ndarray, classes: np.ndarray) -> n
         classes: int `[N]`.
 
     Returns:
-        float32 `[N, h, w]`, whose mean is the logit without its bias; None if the features are no average of a map.
+        float32 `[N, h, w]`: class activation maps, whose mean is the logit without its bias, or Grad-CAM, from 0.
     """
     outputs = run.forward(images)
-    if 'map' not in outputs or run.settings.model.get('bottleneck_width'):
-        return None
-    kernel = np.asarray(run.variables['params']['head']['kernel'])
-    return np.einsum('nhwc,nc->nhw', np.asarray(outputs['map']), kernel[:, classes].T)
+    # In the order of the forward pass. Outputs of convolutions have the names of layers.
+    *_, name = (name for name, x in outputs.items() if x.ndim == 4 and name not in run.variables['params'])
+    averaged = name == 'map' and not run.model.network.bottleneck_width
+    if averaged:
+        weights = run.variables['params']['head']['kernel'][:, classes].T
+    else:
+        weights = gradients(run, images, classes, name).mean((1, 2))
+    maps = np.einsum('nhwc,nc->nhw', outputs[name], weights)
+    return maps if averaged else np.maximum(maps, 0)
+
+
+def gradients(run: Finished, images: np.ndarray, classes: np.ndarray, name: str) -> jax.Array:
+    """Returns the gradient of each image's logit of a class in the output `name`, of the shape of that output.
+
+    Args:
+        run: The finished run.
+        images: uint8 `[N, H, W, C]`.
+        classes: int `[N]`.
+        name: An output that the network computes on the way to the logits.
+    """
+
+    def forward(images: Any) -> tuple[jax.Array, jax.Array]:
+        outputs = run.forward(images)
+        return outputs[name], outputs['logits']
+
+    program = jax.make_jaxpr(forward)(images)
+    value, logits = program.jaxpr.outvars
+    # The same program with the output as an input: what would compute it is left out.
+    kept = [equation for equation in program.eqns if value not in equation.outvars]
+    rest = program.jaxpr.replace(invars=[value, *program.jaxpr.invars], outvars=[logits], eqns=kept)
+
+    def score(value: jax.Array) -> jax.Array:
+        (logits,) = jax.core.eval_jaxpr(rest, program.consts, value, images)
+        return logits[np.arange(len(classes)), classes].sum()
+
+    return jax.grad(score)(forward(images)[0])
 
 
 def _plain(names: Sequence[str]) -> list[str]:
@@ -305,9 +342,8 @@ def drawings(analysis: Analysis) -> dict[str, tuple[str, Callable[[], plt.Figure
         images = analysis.images[mistakes]
         drawn['mistakes'] = title, functools.partial(grid, images, titles[mistakes])
         maps = activation_maps(analysis.run, images, analysis.predicted[mistakes])
-        if maps is not None:
-            title = 'What speaks for the predicted class there'
-            drawn['activations'] = title, functools.partial(grid, images, titles[mistakes], maps)
+        title = 'What speaks for the predicted class there'
+        drawn['activations'] = title, functools.partial(grid, images, titles[mistakes], maps)
     title = 'Least confident images'
     drawn['doubtful'] = title, functools.partial(grid, analysis.images[doubtful], titles[doubtful])
     if analysis.suspects:

@@ -26,6 +26,8 @@ from PIL import Image
 from scipy import stats
 from sklearn import metrics
 
+import deploy
+import models
 from data import datasets
 from data.pictures import rules
 from data.pictures.folder import Entry
@@ -337,6 +339,59 @@ def test_a_class_activation_map_averages_to_the_logit(loaded):
     assert maps.std((1, 2)).min() > 0
 
 
+def unfinished(name, shape, **values):
+    """Returns a stand-in for a finished run, with random parameters."""
+    model = models.create(name, 3, **values)
+    variables = model.init(jax.random.key(0), shape)
+    variables['params']['head']['bias'] = np.float32([1, 2, 3])
+    return finished.Finished(pathlib.Path('run'), None, {'image_shape': shape}, model, variables, 1)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'values', 'output'),
+    [
+        ((20, 20, 1), {'name': 'lenet'}, 'stage2'),
+        ((8, 8, 3), {'name': 'wide_resnet', 'blocks': (1,), 'width': 1, 'bottleneck_width': 6}, 'map'),
+    ],
+)
+def test_with_layers_between_map_and_classifier_a_map_is_grad_cam_by_finite_differences(shape, values, output):
+    made = unfinished(shape=shape, **values)
+    params = jax.tree.map(np.float64, made.variables['params'])
+    images = np.random.default_rng(1).integers(0, 256, (4, *shape), np.uint8)
+    classes = np.array([0, 1, 2, 1])
+    features = np.float64(made.forward(images)[output])
+
+    def score(features):
+        """Returns the logits of the classes, `[4]`, for feature maps, `[4, h, w, c]`."""
+        if values['name'] == 'lenet':
+            x, layer = features.reshape(4, -1), params['dense']
+        else:
+            x, layer = features.mean((1, 2)), params['bottleneck']
+        x = x @ layer['kernel'] + layer['bias']
+        if 'bottleneck_norm' in params:  # whose running statistics are their first values
+            x = x / np.sqrt(1 + 1e-5) * params['bottleneck_norm']['scale'] + params['bottleneck_norm']['bias']
+        return (np.maximum(x, 0) @ params['head']['kernel'] + params['head']['bias'])[np.arange(4), classes]
+
+    assert np.allclose(score(features), made.predict(images)[0][np.arange(4), classes], atol=1e-4)
+    _, height, width, channels = features.shape
+    steps = 1e-6 * np.eye(channels)  # in every pixel of a channel: the sum of the gradients there
+    sums = np.stack([(score(features + step) - score(features - step)) / 2e-6 for step in steps], -1)
+    expected = np.maximum(np.einsum('nhwc,nc->nhw', features, sums / (height * width)), 0)
+    maps = report.activation_maps(made, images, classes)
+    assert np.allclose(maps, expected, rtol=1e-3, atol=1e-5 * expected.max())
+    assert expected.max((1, 2)).min() > 0  # something is to be seen
+
+
+def test_grad_cam_before_its_relu_is_proportional_to_a_class_activation_map(loaded):
+    images = np.stack([pixels(i, 16) for i in range(4)])
+    classes = np.array([0, 1, 2, 0])
+    features = np.asarray(loaded.forward(images)['map'])
+    weights = report.gradients(loaded, images, classes, 'map').mean((1, 2))
+    grad_cam = np.einsum('nhwc,nc->nhw', features, weights)
+    maps = report.activation_maps(loaded, images, classes)
+    assert np.allclose(grad_cam * features[0, ..., 0].size, maps, rtol=1e-4, atol=1e-6)
+
+
 # --- Export
 
 
@@ -375,23 +430,26 @@ def test_an_export_replaces_an_export_and_nothing_else(trained, tmp_path, monkey
 
 def test_a_model_that_differs_is_an_error_and_not_written(trained, tmp_path, monkeypatch, capsys):
     pytest.importorskip('flatbuffers')
-    made = finished.load(str(trained[1]))
-    right = export.write(made, 'stablehlo', None, np.zeros(0))
+    made, other = finished.load(str(trained[1])), finished.load(str(trained[1]))
+    write = export.write
     head = made.variables['params']['head']
     head['bias'] = head['bias'] + np.float32([0.01, 0, 0]) * 100
     monkeypatch.setattr(finished, 'load', lambda name: made)
-    monkeypatch.setattr(export, 'write', lambda *arguments: right)
+    monkeypatch.setattr(export, 'write', lambda run, *arguments: write(other, *arguments))
     assert export.main([str(trained[1]), '--to=stablehlo', f'--out={tmp_path}/out']) == 1
     assert 'is not the same model' in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_its_packages_a_format_says_which_to_install(trained, tmp_path, monkeypatch, capsys):
-    for package, kind in (('onnx', 'onnx'), ('litert_converter', 'tflite')):
+    most, tensorflow = '-r requirements-deploy.txt', 'tensorflow-cpu'
+    needed = {'onnx': ('onnx', most), 'litert_converter': ('tflite', most), 'tensorflow': ('savedmodel', tensorflow)}
+    for package, (kind, packages) in needed.items():
         monkeypatch.setitem(sys.modules, package, None)
         monkeypatch.delitem(sys.modules, f'deploy.{kind}_writer', raising=False)
+        monkeypatch.delattr(deploy, f'{kind}_writer', raising=False)
         assert export.main([str(trained[1]), f'--to={kind}', f'--out={tmp_path}/out']) == 1
-        assert 'pip install -r requirements-deploy.txt' in capsys.readouterr().err
+        assert f'pip install {packages} (' in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
