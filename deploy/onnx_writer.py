@@ -177,6 +177,9 @@ class _Graph:
 
     _copy = _copy_p = _optimization_barrier = _stop_gradient
 
+    def _round(self, inputs, params, shape):  # half to even in both
+        return self.node('Round', inputs, shape)
+
     def _rsqrt(self, inputs, params, shape):
         return self.node('Reciprocal', [self.node('Sqrt', inputs, inputs[0].shape)], inputs[0].shape)
 

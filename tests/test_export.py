@@ -69,6 +69,11 @@ def test_a_model_in_another_size_resizes_as_for_training(tmp_path):
     small = np.stack([np.asarray(Image.fromarray(image).resize((9, 9), Image.Resampling.BILINEAR)) for image in large])
     logits, _ = export.function(made, (30, 36))(large)
     assert np.abs(np.asarray(logits) - made.predict(small)[0]).max() < 0.05 * np.ptp(logits)
+    for package in PACKAGES['onnx']:
+        pytest.importorskip(package)
+    export.write(made, 'onnx', (30, 36), np.zeros(0), tmp_path / 'model')
+    parity = export.compare('onnx', tmp_path / 'model', large, np.argmax(logits, -1), logits)
+    assert parity['difference'] <= 1e-4
 
 
 def test_other_compilers_get_xlas_own_convolutions(tmp_path):
