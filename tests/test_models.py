@@ -100,10 +100,14 @@ def test_depthwise_convolution_with_same_padding_equals_scipy(size, kernel_size,
 def test_gradients_equal_xlas_on_maps_of_any_size(shape, kernel_size, stride, same, channels):
     x, kernel = random(2, *shape, 9), random(kernel_size, kernel_size, channels, 9, seed=1)
     padding = tuple(conv._same(n, kernel_size, stride) if same else ((kernel_size - 1) // 2,) * 2 for n in shape)
-    expected, xla_vjp = jax.vjp(lambda x, k: conv.xla_conv(x, k, stride, padding), x, kernel)
-    actual, vjp = jax.vjp(lambda x, k: conv.conv(x, k, stride, same), x, kernel)
-    cotangent = random(*expected.shape, seed=2)
-    for a, b in zip((actual, *vjp(cotangent)), (expected, *xla_vjp(cotangent)), strict=True):
+
+    def both(x, kernel):  # as one program, which compiles faster
+        expected, xla_vjp = jax.vjp(lambda x, k: conv.xla_conv(x, k, stride, padding), x, kernel)
+        actual, vjp = jax.vjp(lambda x, k: conv.conv(x, k, stride, same), x, kernel)
+        cotangent = random(*expected.shape, seed=2)
+        return (actual, *vjp(cotangent)), (expected, *xla_vjp(cotangent))
+
+    for a, b in zip(*jax.jit(both)(x, kernel), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
