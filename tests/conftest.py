@@ -1,6 +1,7 @@
 """Two CPU devices for every test, as on a machine with two cores, and a network small enough to compile fast."""
 
 import contextlib
+import gc
 import importlib
 import os
 
@@ -38,6 +39,18 @@ TINY = {
     'eval_steps': 3,
     'checkpoint_steps': 4,
 }
+
+
+def pytest_xdist_auto_num_workers():
+    """One more than cores: tests that stop, kill and start runs wait for them."""
+    return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_finish():
+    """Keeps the collector of garbage from looking through all that is imported again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items):

@@ -15,7 +15,7 @@ import pytest
 
 import methods
 import models
-from configs import common, dann, data_sets, finetune, fixmatch, rotation, supervised
+from configs import dann, data_sets, finetune, fixmatch, rotation, supervised
 from data import datasets
 from data.builders import idx
 from errors import UserError
@@ -143,8 +143,7 @@ def test_paper_scale_settings_are_the_papers(data, labels, expected):
             node = node[part]
         assert node == value, key
     assert len(config.data.strong.ops) == 14
-    field, _ = common.WEAK_POLICY
-    assert config.methods.fixmatch[field] == 'joint'
+    assert config.methods.fixmatch.statistics == 'joint'
 
 
 # From the scripts of the official MixMatch and ReMixMatch, TorchSSL's models/freematch and USB's configs for CoMatch.
@@ -778,6 +777,12 @@ def test_settings_with_effect_are_not_called_idle():
 
 
 SMALL_NETWORK = 'digits,labels=20,model=efficientnet_lite0'
+
+
+@pytest.mark.parametrize(('arg', 'policy'), [('digits', 'no_grad'), (SMALL_NETWORK, 'separate'), ('cifar10', 'joint')])
+def test_small_recipes_normalise_views_in_their_own_way(arg, policy):
+    for name in ('fixmatch', 'adamatch', 'uda'):
+        assert importlib.import_module(f'configs.{name}').get_config(arg).methods[name].statistics == policy
 
 
 @pytest.mark.parametrize('name', ['fixmatch', 'mean_teacher', 'simmatch', 's4l', 'finetune'])

@@ -456,7 +456,7 @@ def test_each_size_has_a_decoded_copy(data_dir):
     for copy in copies:
         with np.load(copy) as arrays:
             content = dict(arrays)
-        np.savez(copy, images=255 - content['images'], labels=content['labels'])
+        np.savez(copy, **content | {'images': 255 - content['images']})
     for size in sizes:
         assert np.array_equal(datasets.load('digits', 'test', data_dir, size).images, 255 - first[size])
     os.utime(next(copies[0].parent.glob('digits-test.*')), ns=(0, 0))

@@ -46,8 +46,8 @@ def network(name):
 
 @pytest.mark.parametrize(
     ('name', 'kind'),
-    # The first two have a writer of their own here. What JAX writes itself is compared for each kind of convolution, and
-    # in TensorFlow, which starts slowly and reads the same StableHLO, once.
+    # Two formats have a writer of their own here. What JAX writes is compared for each kind of convolution, and once in
+    # TensorFlow, which starts slowly and reads the same StableHLO.
     [(name, kind) for name in NETWORKS for kind in ('onnx', 'tflite')]
     + [('wide_resnet', 'stablehlo'), ('efficientnet_lite0', 'stablehlo'), ('lenet', 'savedmodel')],
 )
