@@ -58,7 +58,11 @@ class Finished:
 
     @functools.cached_property
     def _compiled(self):
-        return jax.jit(lambda images: {name: self.forward(images)[name] for name in ('logits', 'features')})
+        def outputs(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+            every = dataclasses.replace(self, variables=variables).forward(images)
+            return {name: every[name] for name in ('logits', 'features')}
+
+        return functools.partial(jax.jit(outputs), self.variables)  # as constants they would take longer to compile
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns logits, float32 `[N, C]`, and features, float32 `[N, D]`, for images, uint8 `[N, H, W, C]`.

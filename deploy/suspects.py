@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ def features(folder: pathlib.Path, paths: Sequence[str]) -> np.ndarray:
     variables = model.init(jax.random.key(0), (SIDE, SIDE, 3))
 
     @jax.jit
-    def run(images: jax.Array) -> jax.Array:
+    def run(variables: Any, images: jax.Array) -> jax.Array:
         return model.apply(variables, model.preprocess(images.astype(jnp.float32) / 255))[0]['features']
 
     parts = [np.zeros((0, 1), np.float32)]
@@ -39,7 +40,7 @@ def features(folder: pathlib.Path, paths: Sequence[str]) -> np.ndarray:
             decoding.decode((folder / path).read_bytes(), size=(SIDE, SIDE)) for path in paths[start : start + BATCH]
         ]
         images = np.stack([np.asarray(picture) for picture in batch])
-        parts.append(np.asarray(run(np.pad(images, [(0, BATCH - len(batch))] + [(0, 0)] * 3)))[: len(batch)])
+        parts.append(np.asarray(run(variables, np.pad(images, [(0, BATCH - len(batch))] + [(0, 0)] * 3)))[: len(batch)])
     found = np.concatenate(parts[1:] or parts)
     return found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
 

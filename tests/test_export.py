@@ -1,5 +1,6 @@
 """An exported network is the same in its own runtime, for one network of each family."""
 
+import functools
 import pathlib
 
 import jax
@@ -29,6 +30,7 @@ NETWORKS = {
 }
 
 
+@functools.cache
 def network(name):
     """Returns a finished run's stand-in, with random parameters and statistics that are not their first values."""
     values, shape = NETWORKS[name]

@@ -7,7 +7,8 @@ from skimage import data as photographs
 from deploy import suspects
 
 
-def test_a_cropped_and_compressed_copy_is_near_and_other_photographs_are_not(tmp_path):
+def test_a_cropped_and_compressed_copy_is_near_and_other_photographs_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(suspects, 'BATCH', 8)
     paths = []
     for name in ('chelsea', 'rocket', 'coffee', 'astronaut'):
         picture = Image.fromarray(getattr(photographs, name)())
