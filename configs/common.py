@@ -81,19 +81,16 @@ def base(
     config = settings.to_config((*names, *regularizers), model or NETWORK)
     recipe = data_sets.MINUTES if data.recipe is None else data.recipe
     config.update_from_flattened_dict({**data.settings, **without_network(recipe, config.model.name)})
-    from_weights = data.small and bool(config.model.get('pretrained'))
-    if from_weights:
-        pretrained(config)
     train, test = data.splits
     config.data.update(labels=labels, train_split=train, test_split=test)
     config.data.update(unlabeled_split=data.unlabeled_split, validation_split=data.validation_split)
     for name, hyperparameters in config.methods.items():
         if data.small and 'statistics' in hyperparameters:
-            # In a run of minutes, the weak view is not trained on: a third less work. From pretrained weights strong
-            # views stay out of the running statistics instead (results/transfer/tuning.md).
-            hyperparameters.statistics = SEPARATE if from_weights else NO_GRAD
+            hyperparameters.statistics = NO_GRAD  # the weak view is not trained on: a third less work
         if data.small and name in REGULARIZERS:
             hyperparameters.update(REGULARIZERS[name])
+    if data.small and config.model.get('pretrained'):
+        pretrained(config)
     return config
 
 
@@ -104,6 +101,9 @@ def pretrained(config: ConfigDict) -> None:
         config.ema_decay = data_sets.TEACHER_DECAY
     if 'bn_momentum' in config.model:
         config.model.bn_momentum = 0.9  # running statistics have to follow a short training
+    for hyperparameters in config.methods.values():
+        if 'statistics' in hyperparameters:
+            hyperparameters.statistics = SEPARATE  # strong views stay out of them (results/transfer/tuning.md)
 
 
 def without_network(recipe: Mapping[str, Any], network: str) -> dict[str, Any]:

@@ -105,9 +105,7 @@ class Choice:
 Timed = Callable[[Choice], tuple[float, float]]  # seconds before the first step, and of a step
 
 
-def choose(
-    name: str, pictures: rules.Pictures, minutes: float, timed: Callable[[Choice], tuple[float, float]]
-) -> Choice:
+def choose(name: str, pictures: rules.Pictures, minutes: float, timed: Timed) -> Choice:
     """Returns how to train on pictures.
 
     Args:

@@ -11,7 +11,6 @@ own: pip install -r requirements-deploy.txt; savedmodel also needs tensorflow-cp
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import pathlib
 import subprocess
@@ -28,6 +27,7 @@ from deploy import finished
 from deploy.finished import Finished
 from errors import UserError
 from models import conv
+from models.files import sha256
 from train import mesh
 from train.streams import Streams
 
@@ -246,7 +246,7 @@ def _record(run: Finished, kind: str, path: pathlib.Path, shape: tuple[int, ...]
     return {
         'file': file.relative_to(path.parent).as_posix(),
         'format': kind,
-        'sha256': hashlib.sha256(file.read_bytes()).hexdigest(),
+        'sha256': sha256(file),
         'input': {'name': 'images', 'type': 'uint8', 'shape': ['N' if FORMATS[kind].suffix != 'tflite' else 1, *shape]},
         'outputs': OUTPUTS,
         'classes': run.class_names,

@@ -104,6 +104,11 @@ class Finished:
         return streams
 
 
+def unit(features: np.ndarray) -> np.ndarray:
+    """Returns features, float32 `[N, D]`, divided by their lengths."""
+    return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
+
+
 def load(name: str) -> Finished:
     """Reads a finished run.
 

@@ -62,7 +62,7 @@ class Doubts:
         images, labels = streams.held_out.get('validation', streams.held_out['test'])
         logits, held_out = run.predict(images)
         _, labeled = run.predict(streams.images[streams.indices['labeled']])
-        labeled = _unit(labeled)
+        labeled = finished.unit(labeled)
         temperature = calibration.temperature(logits, labels)
         probabilities = calibration.probabilities(logits, temperature)
         threshold = calibration.least_probability(probabilities.max(-1), probabilities.argmax(-1) == labels, risk)
@@ -78,12 +78,8 @@ def doubts_or_warning(run: Finished, risk: float, data_dir: str | None) -> Doubt
         return None
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
-    return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
-
-
 def _distance(features: np.ndarray, labeled: np.ndarray) -> np.ndarray:
-    parts = [1 - (_unit(features[i : i + 1000]) @ labeled.T).max(-1) for i in range(0, len(features), 1000)]
+    parts = [1 - (finished.unit(features[i : i + 1000]) @ labeled.T).max(-1) for i in range(0, len(features), 1000)]
     return np.concatenate(parts)
 
 

@@ -161,15 +161,10 @@ def _named(precision: np.ndarray, recall: np.ndarray, f1: np.ndarray) -> list[tu
     return [('precision', precision), ('recall', recall), ('f1', f1)]
 
 
-def rows(run: Finished) -> list[dict[str, Any]]:
-    """Returns the rows of a run's metrics.jsonl."""
-    return run_folder.rows(run.folder)
-
-
 def pseudo_labels(run: Finished) -> dict[str, float]:
     """Returns the last {metric: value} of a run that tell how its pseudo-labels fared."""
     ends = ('mask_rate', 'label_accuracy', 'label_accuracy_all')
-    found = ((key, value) for row in rows(run) for key, value in row.items() if key.endswith(ends))
+    found = ((key, value) for row in run_folder.rows(run.folder) for key, value in row.items() if key.endswith(ends))
     return {key: value for key, value in found if value is not None}
 
 
@@ -218,7 +213,7 @@ def reliability(analysis: Analysis) -> plt.Figure:
 
 def curves(run: Finished) -> plt.Figure:
     """Draws accuracies and the loss by step."""
-    table = rows(run)
+    table = run_folder.rows(run.folder)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout='constrained')
     for axis, ends in ((left, ('accuracy', 'mask_rate')), (right, ('loss',))):
         names = sorted({key for row in table for key in row if key.endswith(ends)})

@@ -11,7 +11,7 @@ import numpy as np
 import models
 from data.pictures import decoding
 from data.pictures.folder import Entry
-from deploy.finished import Finished
+from deploy.finished import Finished, unit
 from models import pretrained
 from train.streams import Streams
 
@@ -42,7 +42,7 @@ def features(folder: pathlib.Path, paths: Sequence[str]) -> np.ndarray:
         images = np.stack([np.asarray(picture) for picture in batch])
         parts.append(np.asarray(run(variables, np.pad(images, [(0, BATCH - len(batch))] + [(0, 0)] * 3)))[: len(batch)])
     found = np.concatenate(parts[1:] or parts)
-    return found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
+    return unit(found)
 
 
 def near_pairs(features: np.ndarray) -> np.ndarray:

@@ -32,7 +32,6 @@ A recorded result does not change: a run folder of the same name may come from o
 replaces it, and only if it is a result of other code than the present (`choose`).
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -44,7 +43,7 @@ import methods
 from errors import UserError
 from tables.papers import PAPERS, Paper
 from tables.spec import Run, Table
-from train import provenance
+from train import provenance, run_folder
 
 POINTS = 40  # of a curve, at most
 RunKey = tuple[str, str, str]  # row, column, name of the run's folder
@@ -75,7 +74,7 @@ def collect(
         cell.setdefault('protocol', protocol(table, run))
         entry = choose(table, run, folder, recorded, renew)
         if entry and 'curves' not in entry:
-            entry['curves'] = _curves(folder / run.name / 'metrics.jsonl')
+            entry['curves'] = _curves(folder / run.name)
         if entry is None and run.name in failures:
             entry = {'seed': run.settings.seed, 'folder': run.name, 'failure': failures[run.name]}
         cell.setdefault('runs', []).extend([entry] if entry else [])
@@ -214,17 +213,15 @@ def _paper(table: Table, paper: Paper) -> dict[str, Any]:
 
 
 def _curves(path: pathlib.Path) -> dict[str, list]:
-    """Returns the curves of metrics.jsonl, each reduced to at most POINTS points, including the last."""
+    """Returns the curves of a run's folder, each reduced to at most POINTS points, including the last."""
     curves: dict[str, list] = {}
     methods: dict[str, str] = {}  # {curve: the first method that reports it}
-    for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):  # an incomplete last line of a killed run
-            row = json.loads(line)
-            for key, value in row.items():
-                method, _, name = key.rpartition('/')
-                if name not in ('test_accuracy', 'mask_rate', 'pseudo_label_accuracy') or value is None:
-                    continue
-                if methods.setdefault(name, method) == method:
-                    curves.setdefault(name, []).append([row['step'], round(value, 4)])
+    for row in run_folder.rows(path) if (path / 'metrics.jsonl').exists() else []:
+        for key, value in row.items():
+            method, _, name = key.rpartition('/')
+            if name not in ('test_accuracy', 'mask_rate', 'pseudo_label_accuracy') or value is None:
+                continue
+            if methods.setdefault(name, method) == method:
+                curves.setdefault(name, []).append([row['step'], round(value, 4)])
     strides = {name: -(-len(points) // POINTS) for name, points in curves.items()}
     return {name: points[:: -strides[name]][::-1] for name, points in curves.items()}

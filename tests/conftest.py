@@ -41,11 +41,6 @@ TINY = {
 }
 
 
-def pytest_xdist_auto_num_workers():
-    """One more than cores: tests that stop, kill and start runs wait for them."""
-    return (os.cpu_count() or 1) + 1
-
-
 def pytest_collection_finish():
     """Keeps the collector of garbage from looking through all that is imported again and again."""
     gc.collect()
