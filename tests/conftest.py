@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import importlib
+import importlib.metadata
 import os
 
 os.environ['JAX_NUM_CPU_DEVICES'] = '2'
@@ -12,10 +13,11 @@ os.environ['XLA_FLAGS'] = ' '.join(
     (
         os.environ.get('XLA_FLAGS', ''),
         '--xla_backend_optimization_level=0',
-        '--xla_cpu_use_fusion_emitters=false',
         '--xla_cpu_parallel_codegen_split_count=1',  # many small modules would be for idle cores
     )
 )
+if importlib.metadata.version('jaxlib') < '0.11':  # later ones do not know this flag, and unknown ones end the process
+    os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 # The suite compiles the same steps again and again, in this process and in runs of their own.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = os.path.join(os.path.dirname(__file__), '..', '.pytest_cache', 'jax')
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
