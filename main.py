@@ -55,7 +55,6 @@ def _run() -> None:
     from configs import data_sets
     from train import experiment, loop, mesh, run_folder, settings, transfer
 
-    logging.set_verbosity(logging.WARNING)  # orbax and tfds have much to say
     run_settings = settings.from_config(_CONFIG.value)
     if text := data_sets.assumed(run_settings):
         print(text)
@@ -168,6 +167,7 @@ def _override_error(argv: list[str], error: Exception) -> UserError:
 
 if __name__ == '__main__':
     startup.use_huge_pages()
+    logging.set_verbosity(logging.WARNING)  # orbax and tfds have much to say
     try:
         app.run(main, flags_parser=_parse_flags)
     except UserError as error:

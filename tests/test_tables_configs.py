@@ -7,6 +7,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
@@ -22,7 +23,7 @@ from train.streams import Streams
 FOLDER = pathlib.Path(next(iter(configs.__path__))) / 'tables'
 NAMES = sorted(path.stem for path in FOLDER.glob('*.py') if path.stem != 'common')
 TABLES = {name: spec.from_config(importlib.import_module(f'configs.tables.{name}').get_config()) for name in NAMES}
-SMALL = ('digits', 'fashion_mnist', 'transfer', 'rotation', 'domains', 'pretrained', 'emoji_domains')
+SMALL = ('digits', 'fashion_mnist', 'transfer', 'rotation', 'domains', 'pretrained', 'emoji_domains', 'few_labels')
 
 
 def get_config(name):
@@ -189,5 +190,19 @@ def test_paper_scale_tables_are_traced_on_mock_images(name, row, shape, num_clas
 
 def test_an_argument_is_refused():
     for name in NAMES:
-        with pytest.raises(UserError, match='takes no argument'):
+        with pytest.raises(UserError, match='Unknown data set' if name == 'few_labels' else 'takes no argument'):
             importlib.import_module(f'configs.tables.{name}').get_config('labels=20')
+
+
+def test_few_labels_are_so_many_of_each_class_of_a_folder(tmp_path, monkeypatch):
+    for i, name in enumerate(('cat', 'dog', 'owl')):
+        (tmp_path / 'photos' / name).mkdir(parents=True)
+        for j in range(4):
+            noise = np.random.default_rng([i, j]).integers(0, 256, (9, 9, 3), np.uint8)
+            PIL.Image.fromarray(noise).save(tmp_path / 'photos' / name / f'{j}.png')
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'prepared'))
+    get_table = importlib.import_module('configs.tables.few_labels').get_config
+    runs = list(spec.expand(spec.from_config(get_table(f'{tmp_path}/photos/'))))
+    assert {run.settings.data.labels for run in runs} == {9, 15, 30}
+    assert {run.settings.data.label_protocol for run in runs} == {'balanced'}
+    assert {run.settings.data.name for run in runs} == {f'{tmp_path}/photos/'}
