@@ -111,14 +111,15 @@ def test_gradients_equal_xlas_on_maps_of_any_size(shape, kernel_size, stride, sa
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('devices', [1, 2])
-def test_depthwise_gradient_equals_xlas_on_any_number_of_devices(devices):
+def test_depthwise_gradient_equals_xlas_on_any_number_of_devices(devices, stride):
     x, kernel = random(4, 6, 6, 3), random(3, 3, 1, 3, seed=1)
     mesh = jax.make_mesh((devices,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
     padding = ((1, 1), (1, 1))
 
     def gradients(convolve):
-        return jax.jit(jax.grad(lambda x, k: jnp.sum(convolve(x, k, 1, padding) ** 3), (0, 1)))
+        return jax.jit(jax.grad(lambda x, k: jnp.sum(convolve(x, k, stride, padding) ** 3), (0, 1)))
 
     expected = gradients(conv.xla_conv)(x, kernel)
     with jax.set_mesh(mesh):
