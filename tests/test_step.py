@@ -15,6 +15,7 @@ from train import losses, optimizer
 from train import mesh as mesh_lib
 from train import step as step_lib
 from train import views as views_lib
+from train.settings import OPTIMIZERS
 from train.streams import Streams
 
 
@@ -225,20 +226,49 @@ def test_learning_rate_is_the_papers_cosine(make_settings):
     np.testing.assert_allclose(rates, 0.03 * np.cos(7 * np.pi * steps / (16 * 1000)), rtol=1e-5)
 
 
-def test_three_updates_equal_nesterov_sgd(make_settings):
-    settings = make_settings(**{'optimizer.weight_decay': 0.01}).optimizer
+def adam_by_hand(w, gradient, memory, number, settings):
+    """Returns Adam's update, from its moments, of Kingma and Ba 2015 (arXiv:1412.6980, algorithm 1)."""
+    b1, b2 = settings.momentum, settings.beta2
+    memory['m'] = b1 * memory.get('m', 0) + (1 - b1) * gradient
+    memory['v'] = b2 * memory.get('v', 0) + (1 - b2) * gradient**2
+    return memory['m'] / (1 - b1**number) / (np.sqrt(memory['v'] / (1 - b2**number)) + settings.epsilon)
+
+
+def by_hand(w, gradient, memory, number, settings, is_kernel):
+    """Returns what the learning rate is multiplied with, from the papers' equations, see `optimizer.create`."""
+    decay = settings.weight_decay * w * is_kernel
+    if settings.name in ('adamw', 'lamb'):
+        update = adam_by_hand(w, gradient, memory, number, settings) + decay
+        if settings.name == 'lamb' and is_kernel:
+            update = update * np.linalg.norm(w) / np.linalg.norm(update)
+        return update
+    update = gradient + decay
+    if settings.name == 'lars' and is_kernel:
+        update = update * settings.trust * np.linalg.norm(w) / np.linalg.norm(update)
+    memory['v'] = settings.momentum * memory.get('v', 0) + update
+    return update + settings.momentum * memory['v'] if settings.name == 'sgd' else memory['v']
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+@pytest.mark.parametrize('clip', [0.0, 1.5])
+def test_five_updates_are_those_of_the_papers(name, clip, make_settings):
+    changed = {'name': name, 'weight_decay': 0.01, 'clip': clip, 'trust': 0.02, 'beta2': 0.9, 'epsilon': 1e-3}
+    settings = make_settings(**{f'optimizer.{key}': value for key, value in changed.items()}).optimizer
     tx = optimizer.create(settings)
-    params = {'kernel': jnp.float32([1.0, -2.0])}
-    state = tx.init(params)
-    w, velocity = np.array([1.0, -2.0]), 0
-    for i in range(3):
-        gradient = np.array([0.5 * i, 1.0])
-        updates, state = tx.update({'kernel': jnp.float32(gradient)}, state, params)
-        params = {'kernel': params['kernel'] - 0.1 * updates['kernel']}
-        gradient = gradient + 0.01 * w  # PyTorch's SGD(nesterov=True, weight_decay=0.01)
-        velocity = settings.momentum * velocity + gradient
-        w = w - 0.1 * (gradient + settings.momentum * velocity)
-        np.testing.assert_allclose(params['kernel'], w, rtol=1e-5)
+    rng = np.random.default_rng(0)
+    expected = {'kernel': rng.normal(size=(3, 2)), 'bias': rng.normal(size=2)}
+    params = jax.tree.map(jnp.float32, expected)
+    state, memory = tx.init(params), {'kernel': {}, 'bias': {}}
+    for number in range(1, 6):
+        gradient = {key: rng.normal(size=value.shape) for key, value in expected.items()}
+        updates, state = tx.update(jax.tree.map(jnp.float32, gradient), state, params)
+        params = jax.tree.map(lambda w, u: w - 0.1 * u, params, updates)
+        norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
+        scale = min(1, clip / norm) if clip else 1
+        for key, w in expected.items():
+            update = by_hand(w, scale * gradient[key], memory[key], number, settings, key == 'kernel')
+            expected[key] = w - 0.1 * update
+            np.testing.assert_allclose(params[key], expected[key], rtol=1e-4, atol=1e-6)
 
 
 def test_ema_follows_the_new_parameters(start):

@@ -1,4 +1,4 @@
-"""The optimizer. The learning rate is a function of progress, so the optimizer state has no step count."""
+"""The optimizer. The learning rate is a function of progress, and is applied after it, in every layer its own."""
 
 import math
 import re
@@ -14,11 +14,29 @@ from train.settings import Optimizer
 
 
 def create(settings: Optimizer) -> optax.GradientTransformation:
-    """Returns SGD with Nesterov momentum and L2 on kernels, without the learning rate."""
-    return optax.chain(
-        optax.add_decayed_weights(settings.weight_decay, mask=kernels),
-        optax.trace(settings.momentum, nesterov=True),
-    )
+    """Returns the optimizer without the learning rate, by which its updates are multiplied.
+
+    - sgd: g + decay w, then Nesterov momentum, as PyTorch's.
+    - adamw: Loshchilov and Hutter 2019 (arXiv:1711.05101, algorithm 2), as PyTorch's: Adam's update + decay w.
+    - lars: You et al. 2017 (arXiv:1708.03888, algorithm 1): g + decay w, of kernels times trust |w| / |g + decay w|,
+      then momentum. The paper has the learning rate before the momentum, which differs where the rate changes.
+    - lamb: You et al. 2020 (arXiv:1904.00962, algorithm 2): Adam's update + decay w, times |w| / |that|, of kernels.
+
+    Where a norm is zero, its ratio is 1.
+    """
+    decay = optax.add_decayed_weights(settings.weight_decay, mask=kernels)
+    adam = optax.scale_by_adam(settings.momentum, settings.beta2, settings.epsilon)
+    parts = {
+        'sgd': (decay, optax.trace(settings.momentum, nesterov=True)),
+        'adamw': (adam, decay),
+        'lars': (
+            decay,
+            optax.masked(optax.scale_by_trust_ratio(trust_coefficient=settings.trust), kernels),
+            optax.trace(settings.momentum),
+        ),
+        'lamb': (adam, decay, optax.masked(optax.scale_by_trust_ratio(), kernels)),
+    }[settings.name]
+    return optax.chain(*([optax.clip_by_global_norm(settings.clip)] if settings.clip else []), *parts)
 
 
 def kernels(params) -> dict:

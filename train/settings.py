@@ -17,6 +17,7 @@ from errors import UserError, build, check_range, defaults, unknown
 from methods.base import LABELED, WEAK
 
 PROTOCOLS = ('inductive', 'transductive')
+OPTIMIZERS = ('sgd', 'adamw', 'lars', 'lamb')
 SCHEDULES = ('cosine', 'steps', 'inverse')
 METRICS = ('cosine', 'euclidean')
 # Rules that choose `selected`: the first by validation accuracy, the others without labels of the target domain.
@@ -75,11 +76,16 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """SGD with Nesterov momentum, with a learning rate that may differ from layer to layer."""
+    """An optimizer, with a learning rate that may differ from layer to layer."""
 
+    name: str = 'sgd'  # SGD with Nesterov momentum, or 'adamw', 'lars', 'lamb'
     learning_rate: float = 0.03
-    momentum: float = 0.9
-    weight_decay: float = 5e-4  # factor of the L2 gradient, on kernels only
+    momentum: float = 0.9  # of Adam and LAMB: beta1
+    beta2: float = 0.999  # of Adam and LAMB
+    epsilon: float = 1e-8  # likewise
+    trust: float = 1e-3  # of LARS: coefficient of the ratio of norms
+    clip: float = 0.0  # norm of the whole gradient at most; 0: no limit
+    weight_decay: float = 5e-4  # on kernels only; of SGD and LARS the L2 gradient, of Adam and LAMB decoupled
     schedule: str = 'cosine'  # learning rate times cos(pi * cosine_cycles * progress), 'steps' or 'inverse'
     cosine_cycles: float = 7 / 16  # 0.5 ends at zero
     boundaries: tuple[float, ...] = ()  # of 'steps': progress at which the learning rate is divided by 10
@@ -91,13 +97,25 @@ class Optimizer:
     unfreeze_step: int = 0  # until then only the classifier and other heads are trained
 
     def __post_init__(self):
+        if self.name not in OPTIMIZERS:
+            raise unknown('optimizer.name', self.name, OPTIMIZERS)
         if self.schedule not in SCHEDULES:
             raise unknown('optimizer.schedule', self.schedule, SCHEDULES)
         for name, value in (('warmup', self.warmup), *(('boundaries', boundary) for boundary in self.boundaries)):
             if not 0 <= value <= 1:
                 raise UserError(f'optimizer.{name} is a part of training, from 0 to 1, not {value} steps.')
-        check_range('optimizer.momentum', self.momentum, 0, 1)
-        for name in ('learning_rate', 'weight_decay', 'cosine_cycles', 'inverse_gamma', 'inverse_power'):
+        for name in ('momentum', 'beta2'):
+            check_range(f'optimizer.{name}', getattr(self, name), 0, 1)
+        for name in (
+            'epsilon',
+            'trust',
+            'clip',
+            'learning_rate',
+            'weight_decay',
+            'cosine_cycles',
+            'inverse_gamma',
+            'inverse_power',
+        ):
             check_range(f'optimizer.{name}', getattr(self, name), 0)
         check_range('optimizer.unfreeze_step', self.unfreeze_step, 0)
         if not 0 < self.layer_decay <= 1:
@@ -253,6 +271,9 @@ def idle(settings: Settings) -> dict[str, str]:
         'inverse': ('inverse_gamma', 'inverse_power'),
     }.items():
         add(schedule != name, f'with optimizer.schedule={schedule}', *(f'optimizer.{field}' for field in used))
+    adam = settings.optimizer.name in ('adamw', 'lamb')
+    add(not adam, f'with optimizer.name={settings.optimizer.name}', 'optimizer.beta2', 'optimizer.epsilon')
+    add(settings.optimizer.name != 'lars', f'with optimizer.name={settings.optimizer.name}', 'optimizer.trust')
     if not settings.transfer.labels:
         tuning = ('method', 'steps', 'batch_size', 'learning_rate')
         neighbours = () if 'labeled' not in streams else ('layer', 'k', 'temperature', 'metric', 'standardize')
