@@ -57,6 +57,11 @@ def flat(tree) -> dict[str, np.ndarray]:
     }
 
 
+def momenta(state) -> dict[str, np.ndarray]:
+    """Returns {'layer/parameter': momentum}, of the heads' part of the optimizer's state and of the others'."""
+    return {name.partition('/')[2]: value for name, value in flat(state.opt_state).items()}
+
+
 def moved(before, after) -> set[str]:
     """Returns the names of what is not the same bit for bit."""
     before, after = flat(before), flat(after)
@@ -154,9 +159,9 @@ def test_what_is_frozen_does_not_change_by_a_bit_and_the_rest_does(begin, rules,
     assert moved(before.params, after.params) == moved(before.ema_params, after.ema_params) == learning
     assert moved(before.batch_stats, after.batch_stats) == of_layers(NORMS - still_statistics, before.batch_stats)
     # Nothing is kept for what is always frozen.
-    assert flat(after.opt_state).keys() == learning
+    assert momenta(after).keys() == learning
     # What learns has a momentum and an average of its own.
-    assert all(np.any(momentum) for momentum in flat(after.opt_state).values())
+    assert all(np.any(momentum) for momentum in momenta(after).values())
     assert moved(after.params, after.ema_params) == learning
 
 
@@ -290,7 +295,7 @@ def rates(*rules, **settings):
     """Returns the factors of the tiny network's parameters."""
     params = {name: {'scale': 0, 'bias': 0} if name in NORMS else {'kernel': 0} for name in DEPTHS}
     params['head'] = {'kernel': 0, 'bias': 0}
-    chosen = settings_lib.Optimizer(0.1, layer_rates=rules, **settings)
+    chosen = settings_lib.Optimizer(learning_rate=0.1, layer_rates=rules, **settings)
     return flat(optimizer.layer_rates(chosen, params, DEPTHS))
 
 
@@ -335,7 +340,7 @@ def test_a_wrong_rule_stops_a_run_before_it_writes_anything(make_settings, data_
 
 
 def learning_rate(progress, **settings):
-    chosen = settings_lib.Optimizer(0.8, **settings)
+    chosen = settings_lib.Optimizer(learning_rate=0.8, **settings)
     return jax.jit(jax.vmap(functools.partial(optimizer.learning_rate, chosen)))(jnp.float32(progress))
 
 
@@ -365,7 +370,7 @@ def test_a_boundary_counts_from_its_very_step(size):
 
 def test_an_unknown_schedule_is_named():
     with pytest.raises(UserError, match=r"Unknown optimizer\.schedule 'stesp'\. Did you mean 'steps'"):
-        settings_lib.Optimizer(0.1, schedule='stesp')
+        settings_lib.Optimizer(learning_rate=0.1, schedule='stesp')
 
 
 # The classifier first, then everything
@@ -400,12 +405,50 @@ def test_until_unfreeze_step_only_the_head_learns_and_stopping_there_changes_not
         for before, after in ((start.params, saved.params), (start.ema_params, saved.ema_params)):
             assert moved(before, after) == of_layers(learning, start.params)
         assert moved(start.batch_stats, saved.batch_stats) == of_layers(learning, start.batch_stats)
-        momentum = {name for name, value in flat(saved.opt_state).items() if np.any(value)}
+        momentum = {name for name, value in momenta(saved).items() if np.any(value)}
         assert momentum == of_layers(learning, start.params)
     experiment.run(settings, tmp_path / 'parts', data_dir)
     whole, parts = (last_state(tmp_path / name, start) for name in ('whole', 'parts'))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ('name', 'length', 'expected'),
+    [
+        ('adamw', lambda x: np.abs(x).max(), lambda w: 1),
+        ('lars', np.linalg.norm, lambda w: 0.02 * np.linalg.norm(w)),
+        ('lamb', np.linalg.norm, np.linalg.norm),
+    ],
+)
+def test_a_layer_learns_at_its_rate_with_every_optimizer_and_after_unfreezing_from_its_first_step(
+    begin, name, length, expected
+):
+    """A first update is known: Adam's is 1, LARS's and LAMB's has the norm of the parameters."""
+    chosen = {
+        'name': name,
+        'layer_rates': ('stem: 0', 'head: 0.5', '.*: 1'),
+        'weight_decay': 0.0,
+        'learning_rate': 0.01,
+    }
+    chosen |= {'trust': 0.02, 'epsilon': 1e-12, 'cosine_cycles': 0.0}
+    run = begin(**{f'optimizer.{key}': value for key, value in chosen.items()})
+    step = jax.jit(functools.partial(step_lib.step, run.trainer), static_argnames='head_only')
+    states = [run.state]
+    for i, head_only in enumerate((True, True, False)):
+        batch = run.streams.batches(run.trainer.batch_sizes, 0, i)
+        states.append(step(states[-1], batch, head_only=head_only)[0])
+
+    def check(layer, before, after, rate):
+        before, after = (np.asarray(state.params[layer]['kernel']) for state in (before, after))
+        np.testing.assert_allclose(length(after - before), rate * expected(before), rtol=1e-3)
+
+    check('head', states[0], states[1], 0.5 * 0.01)
+    assert moved(states[0].params, states[2].params) == {'head/kernel', 'head/bias'}
+    for layer in BACKBONE - {'stem'}:
+        if 'kernel' in run.state.params[layer]:
+            check(layer, states[2], states[3], 0.01)
+    assert not moved(states[2].params['stem'], states[3].params['stem'])
 
 
 # Another run's network to begin with

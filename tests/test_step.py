@@ -261,7 +261,8 @@ def test_five_updates_are_those_of_the_papers(name, clip, make_settings):
     state, memory = tx.init(params), {'kernel': {}, 'bias': {}}
     for number in range(1, 6):
         gradient = {key: rng.normal(size=value.shape) for key, value in expected.items()}
-        updates, state = tx.update(jax.tree.map(jnp.float32, gradient), state, params)
+        clipped = optimizer.clip(settings, jax.tree.map(jnp.float32, gradient))
+        updates, state = tx.update(clipped, state, params)
         params = jax.tree.map(lambda w, u: w - 0.1 * u, params, updates)
         norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
         scale = min(1, clip / norm) if clip else 1

@@ -36,7 +36,14 @@ def create(settings: Optimizer) -> optax.GradientTransformation:
         ),
         'lamb': (adam, decay, optax.masked(optax.scale_by_trust_ratio(), kernels)),
     }[settings.name]
-    return optax.chain(*([optax.clip_by_global_norm(settings.clip)] if settings.clip else []), *parts)
+    return optax.chain(*parts)
+
+
+def clip(settings: Optimizer, gradient: dict) -> dict:
+    """Returns a gradient with a norm, over all of it, of at most `settings.clip`."""
+    if not settings.clip:
+        return gradient
+    return optax.clip_by_global_norm(settings.clip).update(gradient, optax.EmptyState())[0]
 
 
 def kernels(params) -> dict:

@@ -49,7 +49,10 @@ def _first(trainer: Trainer, variables: models.Variables) -> TrainState:
         params=variables['params'],
         batch_stats=variables['batch_stats'],
         ema_params=variables['params'],
-        opt_state=optimizer.create(settings.optimizer).init(optimizer.select(variables['params'], trainer.layer_rates)),
+        opt_state={
+            part: optimizer.create(settings.optimizer).init(params)
+            for part, params in _parts(trainer, optimizer.select(variables['params'], trainer.layer_rates)).items()
+        },
         methods={name: method.init_state(data(name)) for name, method in trainer.methods.items()},
         metrics=_NOTHING,
     )
@@ -102,6 +105,12 @@ def step(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool = Fa
     return dataclasses.replace(new, metrics=window), window
 
 
+def _parts(trainer: Trainer, params: dict) -> dict[str, dict]:
+    """Returns the heads and the other layers: until `unfreeze_step` the optimizer of the others has seen no step."""
+    heads = {layer: leaves for layer, leaves in params.items() if layer in trainer.data.heads}
+    return {'heads': heads, 'others': {layer: leaves for layer, leaves in params.items() if layer not in heads}}
+
+
 # Nested jit: `init` and `step` share one trace.
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _update(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool) -> tuple[TrainState, Metrics]:
@@ -121,11 +130,14 @@ def _update(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool) 
 
     # Differentiate trained parameters only, so that XLA can drop the backward pass below the lowest of their layers.
     (loss, (batch_stats, results)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(trained)
-    # Temporarily frozen parameters get zero gradients, and are zero for weight decay: their momentum stays zero.
-    later = jax.tree.map(jnp.zeros_like, optimizer.select(state.params, trainer.layer_rates))
-    updates, opt_state = optimizer.create(settings.optimizer).update(
-        optimizer.merge(later, gradient), state.opt_state, optimizer.merge(later, trained)
-    )
+    clipped = optimizer.clip(settings.optimizer, gradient)
+    gradients, values = _parts(trainer, clipped), _parts(trainer, trained)
+    updates, opt_state = {}, dict(state.opt_state)
+    for part in gradients if not head_only else ('heads',):
+        new_updates, opt_state[part] = optimizer.create(settings.optimizer).update(
+            gradients[part], opt_state[part], values[part]
+        )
+        updates |= new_updates
     rate = optimizer.learning_rate(settings.optimizer, progress)
     new_trained = {
         layer: {leaf: value - rate * rates[layer][leaf] * updates[layer][leaf] for leaf, value in leaves.items()}
