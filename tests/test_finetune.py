@@ -361,7 +361,7 @@ def test_a_boundary_counts_from_its_very_step(size):
     warmup, *boundaries, steps = finetune.bit_steps(size)
     step = np.arange(steps)
     chosen = settings_lib.Optimizer(
-        0.8, schedule='steps', warmup=warmup / steps, boundaries=tuple(b / steps for b in boundaries)
+        learning_rate=0.8, schedule='steps', warmup=warmup / steps, boundaries=tuple(b / steps for b in boundaries)
     )
     actual = jax.jit(jax.vmap(lambda step: optimizer.learning_rate(chosen, step % steps / steps)))(jnp.int32(step))
     expected = 0.8 * np.minimum(1, step / warmup) / 10 ** sum(step >= b for b in boundaries)
