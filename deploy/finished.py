@@ -19,6 +19,7 @@ from models.preprocess import Preprocessing
 from train import checkpoint, run_folder, settings
 from train.settings import Settings
 from train.streams import Streams
+from train.trainer import averaged
 
 BATCH = 32  # pictures that the network sees at once, always: its program is compiled once
 
@@ -136,8 +137,7 @@ def load(name: str) -> Finished:
     model = models.create(num_classes=len(result['class_names']), **chosen)
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config['preprocessing'].items()}
     model = dataclasses.replace(model, preprocess=Preprocessing(**fields))
-    variables = {'params': state['ema_params'], 'batch_stats': state['batch_stats']}
-    return Finished(folder, run_settings, result, model, variables, step)
+    return Finished(folder, run_settings, result, model, averaged(state), step)
 
 
 def _read_json(path: pathlib.Path) -> Any:

@@ -472,7 +472,9 @@ class Projection(Method):
 @pytest.fixture(scope='module')
 def source(make_settings, data_dir, tmp_path_factory):
     """Returns the folder of a finished run with a head beside the classifier, and its last state."""
-    settings = make_settings('supervised', steps=4, checkpoint_steps=2, eval_steps=4, ema_decay=0.5)
+    settings = make_settings(
+        'supervised', steps=4, checkpoint_steps=2, eval_steps=4, ema_decay=0.5, ema_statistics=True
+    )
     settings = dataclasses.replace(settings, methods={**settings.methods, 'projection': {}})
     workdir = tmp_path_factory.mktemp('source') / 'run'
     create = methods.create
@@ -513,7 +515,8 @@ def test_a_run_begins_with_the_average_of_another(source, begin):
     assert last.ema_params.keys() - kept.keys() == {'head_projection1', 'head_projection2'}
     for state in (run.state.params, run.state.ema_params):
         assert_equal(kept, state)
-    assert_equal(last.batch_stats, run.state.batch_stats)
+    assert_equal(last.ema_batch_stats, run.state.batch_stats)
+    assert moved(last.batch_stats, last.ema_batch_stats)
     assert run.trainer.model.preprocess.mean == (0.5,)  # what the weights are used to
 
 
@@ -636,13 +639,14 @@ def test_a_round_of_self_training_begins_with_the_weights_again(source, make_set
     start = {layer: last.ema_params[layer] for layer in DEPTHS}
     assert moved(start, first_round.params) == flat(start).keys()
     assert_equal(start, second_round.params)
-    assert_equal(last.batch_stats, second_round.batch_stats)
+    assert_equal(last.ema_batch_stats, second_round.batch_stats)
 
 
 def test_everything_but_the_step_and_the_methods_is_that_of_the_weights_then(source, begin):
-    run = begin({'supervised': {}, 'self_training': {'rounds': 2}}, **{'model.pretrained': str(source[0])})
+    changed = {'model.pretrained': str(source[0]), 'ema_statistics': True}
+    run = begin({'supervised': {}, 'self_training': {'rounds': 2}}, **changed)
     assert run.trainer.round_steps == 6
-    network = ('params', 'ema_params', 'batch_stats', 'opt_state')
+    network = ('params', 'ema_params', 'batch_stats', 'ema_batch_stats', 'opt_state')
     used = {name: jax.tree.map(lambda x: x + 1, getattr(run.state, name)) for name in network}
     state = dataclasses.replace(run.state, step=jnp.int32(6), **used)
     new = step_lib.next_round(run.trainer, state, jnp.zeros((run.trainer.data.num_unlabeled, 10)))
@@ -660,7 +664,7 @@ def test_training_on_cached_features_equals_training_on_images(source, probe, da
     start = source[1].ema_params
     for state in (on_images, on_features):  # all of the network is in both checkpoints
         assert moved({layer: start[layer] for layer in DEPTHS}, state.params) == {'head/kernel', 'head/bias'}
-        assert_equal(source[1].batch_stats, state.batch_stats)
+        assert_equal(source[1].ema_batch_stats, state.batch_stats)
     for leaf in ('kernel', 'bias'):
         learned = on_images.params['head'][leaf] - start['head'][leaf]
         tolerance = 1e-4 * np.abs(learned).max()

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     'configs/__init__': set(),
     'configs': {'train', 'methods', 'data'},
     'tables': {'configs/__init__', 'configs', 'train', 'methods'},
-    'configs/tables': {'tables'},
+    'configs/tables': {'tables', 'configs'},
     'main': {'configs/__init__', 'configs', 'tables', 'train'},
 }
 

@@ -272,13 +272,24 @@ def test_five_updates_are_those_of_the_papers(name, clip, make_settings):
             np.testing.assert_allclose(params[key], expected[key], rtol=1e-4, atol=1e-6)
 
 
-def test_ema_follows_the_new_parameters(start):
-    trainer, state, batch = start(ema_decay=0.9)
-    new, _ = run_step(trainer, state, batch)
-    jax.tree.map(
-        lambda old, now, ema: np.testing.assert_allclose(ema, 0.9 * old + 0.1 * now, rtol=1e-4, atol=1e-6),
-        state.params, new.params, new.ema_params,
-    )  # fmt: skip
+def test_ema_follows_the_new_parameters_and_if_asked_for_the_running_statistics(start):
+    for averages in (False, True):
+        trainer, state, batch = start(ema_decay=0.9, ema_statistics=averages)
+        new, _ = run_step(trainer, state, batch)
+
+        def close(old, now, ema):
+            np.testing.assert_allclose(ema, 0.9 * old + 0.1 * now, rtol=1e-4, atol=1e-6)
+
+        jax.tree.map(close, state.params, new.params, new.averaged['params'])
+        if averages:
+            jax.tree.map(close, state.batch_stats, new.batch_stats, new.averaged['batch_stats'])
+    assert np.any(state.batch_stats['norm']['mean'] != new.averaged['batch_stats']['norm']['mean'])
+
+
+def test_without_being_asked_for_no_running_statistics_are_averaged(start):
+    _, state, _ = start(ema_decay=0.9)
+    assert not state.ema_batch_stats
+    assert state.averaged['batch_stats'] is state.batch_stats
 
 
 def test_augmentation_differs_between_streams_steps_seeds_and_examples_and_is_repeatable(start):

@@ -14,7 +14,7 @@ from orbax.checkpoint import v1 as ocp
 
 from errors import UserError, first_line
 from models import pretrained
-from train.trainer import TrainState
+from train.trainer import TrainState, averaged
 
 
 class Checkpoints(contextlib.AbstractContextManager):
@@ -126,7 +126,7 @@ def weights(source: str) -> pretrained.Weights:
         raise UserError(f"model.pretrained='{source}' is no run's folder that can be read ({reason}).") from error
     tensors = {
         f'{collection}/{layer}/{leaf}': np.asarray(array)
-        for collection, layers in (('params', state['ema_params']), ('batch_stats', state['batch_stats']))
+        for collection, layers in averaged(state).items()
         for layer, leaves in layers.items()
         for leaf, array in leaves.items()
     }

@@ -164,6 +164,7 @@ class Settings:
     methods: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # {name: its fields}; losses add
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     ema_decay: float = 0.999  # of the averaged parameters that are evaluated
+    ema_statistics: bool = False  # evaluate with running statistics that are averaged likewise
     log_steps: int = 128
     eval_steps: int = 1024
     checkpoint_steps: int = 4096

@@ -49,6 +49,7 @@ def _first(trainer: Trainer, variables: models.Variables) -> TrainState:
         params=variables['params'],
         batch_stats=variables['batch_stats'],
         ema_params=variables['params'],
+        ema_batch_stats=variables['batch_stats'] if settings.ema_statistics else {},
         opt_state={
             part: optimizer.create(settings.optimizer).init(params)
             for part, params in _parts(trainer, optimizer.select(variables['params'], trainer.layer_rates)).items()
@@ -79,9 +80,13 @@ def next_round(trainer: Trainer, state: TrainState, logits: jax.Array) -> TrainS
     new = dataclasses.replace(state, methods=own, opt_state=opt_state)
     if any(m.restart for m in trainer.methods.values()):
         variables = initial(trainer, state.seed, number)
-        params = variables['params']
+        averages = jax.tree.map(jnp.copy, variables)
         new = dataclasses.replace(
-            new, params=params, ema_params=jax.tree.map(jnp.copy, params), batch_stats=variables['batch_stats']
+            new,
+            params=variables['params'],
+            batch_stats=variables['batch_stats'],
+            ema_params=averages['params'],
+            ema_batch_stats=averages['batch_stats'] if trainer.settings.ema_statistics else {},
         )
     return new
 
@@ -143,13 +148,18 @@ def _update(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool) 
         layer: {leaf: value - rate * rates[layer][leaf] * updates[layer][leaf] for leaf, value in leaves.items()}
         for layer, leaves in trained.items()
     }
-    ema = optax.incremental_update(new_trained, optimizer.select(state.ema_params, rates), 1 - settings.ema_decay)
+    pace = 1 - settings.ema_decay
+    ema = optax.incremental_update(new_trained, optimizer.select(state.ema_params, rates), pace)
+    ema_batch_stats = {}
+    if settings.ema_statistics:
+        ema_batch_stats = optax.incremental_update(batch_stats, state.ema_batch_stats, pace)
     new = dataclasses.replace(
         state,
         step=state.step + 1,
         params=optimizer.merge(state.params, new_trained),
         batch_stats=batch_stats,
         ema_params=optimizer.merge(state.ema_params, ema),
+        ema_batch_stats=ema_batch_stats,
         opt_state=opt_state,
         methods={name: result.state for name, result in results.items()},
     )

@@ -44,9 +44,20 @@ class TrainState:
     params: Any
     batch_stats: Any
     ema_params: Any
+    ema_batch_stats: Any  # nothing without `ema_statistics`
     opt_state: Any
     methods: dict[str, Any]  # own state of each method
     metrics: Metrics  # since the last logged step
+
+    @property
+    def averaged(self) -> models.Variables:
+        """The network that is evaluated."""
+        return averaged(vars(self))
+
+
+def averaged(state: Mapping[str, Any]) -> models.Variables:
+    """Returns the network that is evaluated, of {field of TrainState: tree of arrays}."""
+    return {'params': state['ema_params'], 'batch_stats': state.get('ema_batch_stats') or state['batch_stats']}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compared by identity, so that a step is traced once for each
