@@ -40,7 +40,7 @@ STRATEGIES = {
     'full': (0.02, {}),
     'scratch': (0.02, {'model.pretrained': ''}),
     'head': (1.0, _HEAD_ONLY),
-    'probe': (1.0, _HEAD_ONLY | {'data.cache_features': True}),
+    'probe': (0.003, _HEAD_ONLY | {'data.cache_features': True}),
     'tenth': (0.02, _TENTH),
     'decay': (0.02, {'optimizer.layer_decay': 0.8}),
     'unfreeze': (0.02, {}),  # the step follows from the number of steps
