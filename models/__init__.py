@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from errors import UserError, build, check_numbers, unknown
-from models import pretrained
+from models import precision, pretrained
 from models.efficientnet import EfficientNetLite0
 from models.lenet import DTN, LeNet
 from models.mlp import MLP
@@ -30,6 +30,7 @@ class Common:
     resolution: int = 0  # side in pixels that images are resized to; 0: that of the weights, or no resizing
     crop: float = 0.0  # part of the shorter side that is kept; 0: that of the weights, or all
     frozen_statistics: bool = False  # batch norm uses its running statistics in training, too, and does not update them
+    precision: str = 'float32'  # of convolutions and matrix products, one of precision.PRECISIONS
     batch_norm: str = 'joint'  # batch-norm statistics of two domains, one of DOMAIN_POLICIES
     bottleneck_width: int = 0  # of a layer between backbone and classifier; 0 for none
     bottleneck_norm: bool = True  # batch norm in it
@@ -39,6 +40,8 @@ class Common:
     def __post_init__(self):
         if not 0 <= self.dropout < 1:
             raise UserError('model.dropout is a probability, from 0 to less than 1.')
+        if self.precision not in precision.PRECISIONS:
+            raise unknown('model.precision', self.precision, precision.PRECISIONS)
         if self.batch_norm not in DOMAIN_POLICIES:
             raise unknown('model.batch_norm', self.batch_norm, DOMAIN_POLICIES)
         if self.frozen_statistics and self.batch_norm != 'joint':
@@ -113,6 +116,7 @@ class Model:
         mlps: {name: small network on top of it that a method runs itself}.
         frozen_statistics: See `Common`.
         batch_norm: See `Common`.
+        precision: See `Common`.
     """
 
     network: Network
@@ -121,6 +125,7 @@ class Model:
     mlps: Mapping[str, MLP] = dataclasses.field(default_factory=dict)
     frozen_statistics: bool = False
     batch_norm: str = 'joint'
+    precision: str = 'float32'
 
     def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> Variables:
         """Returns the initial variables, for images of shape `[H, W, C]` before preprocessing.
@@ -227,7 +232,8 @@ class Model:
         images, keys, domains = batch
         collections = {name: _nested(layers) for name, layers in variables.items()}
         if not train:
-            outputs: Any = self.network.apply(collections, images, False)
+            with precision.used(self.precision):
+                outputs: Any = self.network.apply(collections, images, False)
             return outputs, variables['batch_stats'], {}
         trained = {layer.depth for name, layer in self.layers.items() if name not in frozen and not layer.drops}
         given: dict[str, dict] = {}
@@ -242,7 +248,9 @@ class Model:
                 given[name] = {'keys': keys}
         collections['given'] = _nested(given)
         rngs = None if keys is None else {'dropout': keys[0]}  # for Flax's own layers
-        outputs, updated = self.network.apply(collections, images, True, rngs=rngs, mutable=['batch_stats', 'moments'])
+        mutable = ['batch_stats', 'moments']
+        with precision.used(self.precision):
+            outputs, updated = self.network.apply(collections, images, True, rngs=rngs, mutable=mutable)
         batch_stats = variables['batch_stats'] | _by_layer(updated.get('batch_stats', {}))
         return outputs, batch_stats, _by_layer(updated.get('moments', {}))
 
@@ -392,4 +400,5 @@ def create(
         dict(mlps or {}),
         common.frozen_statistics,
         common.batch_norm,
+        common.precision,
     )

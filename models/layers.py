@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from models import precision
 from models.conv import conv
 
 
@@ -45,7 +46,7 @@ class Conv(nn.Module):
         if self.standardize:
             mean, var = kernel.mean((0, 1, 2)), kernel.var((0, 1, 2))
             kernel = (kernel - mean) * jax.lax.rsqrt(var + 1e-10)
-        y = conv(x, kernel, self.stride, self.same)
+        y = conv(*precision.factors(x, kernel), self.stride, self.same).astype(x.dtype)
         return y + self.param('bias', nn.initializers.zeros, (self.features,)) if self.bias else y
 
 
@@ -57,7 +58,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param('kernel', nn.initializers.glorot_normal(), (x.shape[-1], self.features))
-        return x @ kernel + self.param('bias', nn.initializers.zeros, (self.features,))
+        return precision.matmul(x, kernel) + self.param('bias', nn.initializers.zeros, (self.features,))
 
 
 class Moments(NamedTuple):

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from models import precision
+
 EPSILON = 1e-5  # of batch norm
 
 
@@ -46,6 +48,6 @@ def apply(params: Mapping[str, Any], name: str, x: jax.Array) -> jax.Array:
                 x = (x - x.mean(0)) * jax.lax.rsqrt(x.var(0) + EPSILON) * norm['scale'] + norm['bias']
             x = jax.nn.relu(x)
         layer = params[f'head_{name}{i}']
-        x = x @ layer['kernel'] + layer.get('bias', 0)
+        x = precision.matmul(x, layer['kernel']) + layer.get('bias', 0)
         i += 1
     return x

@@ -30,6 +30,8 @@ from train import settings as settings_lib
 from train.streams import Streams
 
 CONFIGS = configs.NAMES
+# TEST_PRECISION=bfloat16 pytest tests/test_behaviour.py tests/test_behaviour_steps.py
+PRECISION = os.environ.get('TEST_PRECISION', 'float32')
 
 TINY = {
     'batch_size': 4,
@@ -62,7 +64,7 @@ def make_settings():
 
     def make(name: str = 'fixmatch', arg: str = '', **overrides) -> settings_lib.Settings:
         config = importlib.import_module(f'configs.{name}').get_config(arg)
-        config.update_from_flattened_dict({**TINY, **overrides})
+        config.update_from_flattened_dict({**TINY, 'model.precision': PRECISION, **overrides})
         return settings_lib.from_config(config)
 
     return make

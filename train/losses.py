@@ -8,7 +8,7 @@ import jax
 import models
 from errors import UserError
 from methods.base import JOINT, NO_GRAD, SEPARATE, Inputs, Loss, View
-from models import mlp
+from models import mlp, precision
 from train.trainer import Batch, Trainer, TrainState, stream_key
 from train.views import concatenate, split
 
@@ -51,7 +51,8 @@ def total(
             forward=functools.partial(_forward_alone, trainer, state, batch_stats, frozen, name),
             mlp=functools.partial(_mlp, name),
         )
-        losses[name] = method.loss(inputs, state.methods[name])
+        with precision.used(trainer.model.precision):
+            losses[name] = method.loss(inputs, state.methods[name])
     given = {name: loss.batch_stats for name, loss in losses.items() if loss.batch_stats is not None}
     if len(given) > 1:
         raise UserError(f'{" and ".join(given)} both set the running statistics of batch norm: use one of them.')

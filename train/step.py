@@ -184,7 +184,7 @@ def _metrics(means: dict[str, jax.Array], results: dict[str, Loss], batch: Batch
             means[f'{name}/mask_rate'] = _mean(mask)
             means[f'{name}/pseudo_label_accuracy'] = _mean(guess == labels, mask * (labels >= 0))
             means[f'{name}/pseudo_label_accuracy_all'] = _mean(guess == labels, labels >= 0)
-            histograms[f'{name}/pseudo_label'] = mask @ jax.nn.one_hot(guess, num_classes)
+            histograms[f'{name}/pseudo_label'] = (mask[:, None] * jax.nn.one_hot(guess, num_classes)).sum(0)
     return Metrics(means, histograms)
 
 
