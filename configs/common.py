@@ -90,12 +90,17 @@ def base(
         if data.small and name in REGULARIZERS:
             hyperparameters.update(REGULARIZERS[name])
     if data.small and config.model.get('pretrained'):
-        pretrained(config)
+        pretrained(config, data)
     return config
 
 
-def pretrained(config: ConfigDict) -> None:
-    """Changes settings to those of a run of minutes from pretrained weights."""
+def pretrained(config: ConfigDict, data: data_sets.DataSet | None = None) -> None:
+    """Changes settings to those of a run of minutes from pretrained weights.
+
+    Args:
+        config: The settings.
+        data: The data set, whose pictures may be like those of the weights; None where there are two domains.
+    """
     config.update_from_flattened_dict(data_sets.PRETRAINED)
     if any(methods.create(*method).teacher for method in config.methods.to_dict().items()):
         config.ema_decay = data_sets.TEACHER_DECAY
@@ -104,6 +109,14 @@ def pretrained(config: ConfigDict) -> None:
     for hyperparameters in config.methods.values():
         if 'statistics' in hyperparameters:
             hyperparameters.statistics = SEPARATE  # strong views stay out of them (results/transfer/tuning.md)
+    if data is not None and data.natural:
+        if not data.size:
+            config.update_from_flattened_dict(data_sets.at(data_sets.LARGEST))
+        if 'bn_momentum' in config.model and config.model.pretrained:  # it has batch norm
+            config.update_from_flattened_dict(data_sets.NATURAL)
+            for hyperparameters in config.methods.values():
+                if 'statistics' in hyperparameters:
+                    hyperparameters.statistics = NO_GRAD  # the weak view is not trained on: a third less work
 
 
 def without_network(recipe: Mapping[str, Any], network: str) -> dict[str, Any]:

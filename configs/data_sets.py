@@ -95,6 +95,11 @@ class DataSet:
         return self.size or SIDE
 
     @property
+    def natural(self) -> bool:
+        """Whether these are pictures in colour, and not of characters, as those that published weights come from."""
+        return self.channels == 3 and self.mirrored
+
+    @property
     def labels(self) -> int:
         """Number of labels where none is asked for."""
         return self.known_labels or (20 if 20 % self.classes == 0 else 4 * self.classes)
@@ -226,15 +231,20 @@ MINUTES = {
     'eval_steps': 50,
     'checkpoint_steps': 250,
 }
+
+
 # From pretrained weights, on every small data set. Images get the side in pixels that the network sees before they are
 # augmented: strong views of thumbnails that are enlarged afterwards are not what the weights know.
+def at(side: int) -> dict[str, int]:
+    """Returns the settings for images that are brought to that side in pixels before they are augmented."""
+    return {'data.image_size': side, **augmentation(side), 'model.resolution': side}
+
+
 PRETRAINED = {
     'steps': 300,
     'batch_size': 16,
     'data.unlabeled_ratio': 3,
-    'data.image_size': SIDE,
-    **augmentation(SIDE),
-    'model.resolution': SIDE,
+    **at(SIDE),
     'model.crop': 1.0,
     'optimizer.learning_rate': 0.02,
     'optimizer.cosine_cycles': 0.5,
@@ -243,6 +253,12 @@ PRETRAINED = {
     'log_steps': 10,
     'eval_steps': 50,
     'checkpoint_steps': 150,
+}
+# Beside it, on pictures in colour, whose running statistics the weights know.
+NATURAL = {
+    'data.unlabeled_ratio': 1,
+    'model.frozen_statistics': True,
+    'optimizer.learning_rate': 0.001,
 }
 TEACHER_DECAY = 0.95  # of methods that learn from the averaged network: it follows a short training
 PRETRAINED_ADAPTATION = {

@@ -85,8 +85,12 @@ def get_config(arg: str = '') -> ConfigDict:
     config.log_steps = 10
     data = options['data']
     if data.small:
-        common.pretrained(config)
+        if strategy == 'scratch':
+            config.model.update(pretrained='', frozen_statistics=False)
+        common.pretrained(config, data)
         config.data.unlabeled_ratio = 1
+        if config.model.frozen_statistics:
+            learning_rate = min(learning_rate, config.optimizer.learning_rate)
         config.optimizer.learning_rate = learning_rate
     else:
         size = data.train if options['labels'] == -1 else options['labels']
