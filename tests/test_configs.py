@@ -795,6 +795,27 @@ def test_pretrained_networks_have_one_recipe_on_small_images(name):
     assert (config.ema_decay > 0) == (name in ('mean_teacher', 'simmatch'))
 
 
+def test_pictures_in_colour_keep_the_running_statistics_of_pretrained_weights():
+    for arg, frozen in (
+        ('emoji/all,labels=50', True),
+        ('emoji/all,labels=50,strategy=decay', True),
+        ('emoji/all,labels=50,strategy=scratch', False),  # has none
+        ('emoji/all,labels=50,model=bit_r50x1', False),  # has no batch norm
+        ('mnist_m,labels=50', False),  # characters
+        ('fashion_mnist,labels=50', False),  # gray
+    ):
+        config = importlib.import_module('configs.finetune').get_config(arg)
+        assert config.model.frozen_statistics == frozen, arg
+        assert (config.optimizer.learning_rate < 0.005) == frozen, arg
+    for name in ('fixmatch', 'adamatch'):
+        config = importlib.import_module(f'configs.{name}').get_config('emoji/all,model=efficientnet_lite0')
+        assert config.model.frozen_statistics
+        assert config.methods[name].statistics == 'no_grad'
+    # Two domains have statistics to adapt.
+    arg = 'emoji/noto,target=emoji/twemoji,model=efficientnet_lite0'
+    assert not importlib.import_module('configs.dann').get_config(arg).model.frozen_statistics
+
+
 def test_vats_step_is_the_same_for_a_pixel_of_images_that_are_enlarged():
     sides = {'digits,labels=20': 8, SMALL_NETWORK: 64}
     for arg, side in sides.items():
