@@ -197,6 +197,8 @@ def assumed(settings: Settings) -> str:
     del follows['data.name']
     if records[0].size:
         del follows['data.image_size']
+    elif settings.data.image_size == LARGEST:  # from pretrained weights
+        follows['data.image_size'] = LARGEST
     values, without_effect = dataclasses.asdict(settings), idle(settings).keys()
     agreed = [
         f'{name}={value}'

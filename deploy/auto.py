@@ -50,8 +50,7 @@ from configs import data_sets, {config}
 
 def get_config():
     config = {config}.get_config({argument!r})
-{adjusted}    config.update_from_flattened_dict(data_sets.augmentation({side}))
-    config.data.image_size = config.model.resolution = {side}
+{adjusted}    config.update_from_flattened_dict(data_sets.at({side}))
     config.steps = {steps}
     config.eval_steps = {tenth}
     config.checkpoint_steps = {tenth}
