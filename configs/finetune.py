@@ -39,7 +39,7 @@ _TENTH = {'optimizer.layer_rates': ('head: 1', '.*: 0.1')}
 STRATEGIES = {
     'full': (0.02, {}),
     'scratch': (0.02, {'model.pretrained': ''}),
-    'head': (1.0, _HEAD_ONLY),
+    'head': (0.003, _HEAD_ONLY),
     'probe': (0.003, _HEAD_ONLY | {'data.cache_features': True}),
     'tenth': (0.02, _TENTH),
     'decay': (0.02, {'optimizer.layer_decay': 0.8}),
