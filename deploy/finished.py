@@ -137,7 +137,8 @@ def load(name: str) -> Finished:
     model = models.create(num_classes=len(result['class_names']), **chosen)
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config['preprocessing'].items()}
     model = dataclasses.replace(model, preprocess=Preprocessing(**fields))
-    return Finished(folder, run_settings, result, model, averaged(state), step)
+    variables = dict(zip(('params', 'batch_stats'), averaged(state), strict=True))
+    return Finished(folder, run_settings, result, model, variables, step)
 
 
 def _read_json(path: pathlib.Path) -> Any:

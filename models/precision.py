@@ -26,10 +26,10 @@ def used(name: str) -> Iterator[None]:
         _used.pop()
 
 
-def factors(*arrays: jax.Array) -> list[jax.Array]:
-    """Returns arrays in the type in which they are multiplied. The product is for the caller to bring to float32."""
+def factors(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns both in the type in which they are multiplied. The product is for the caller to bring to float32."""
     kind, _ = PRECISIONS[_used[-1]]
-    return [array if kind is None else array.astype(kind) for array in arrays]
+    return (x, kernel) if kind is None else (x.astype(kind), kernel.astype(kind))
 
 
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -28,7 +28,7 @@ def equations(jaxpr):
 
 @pytest.fixture(scope='module')
 def traced(make_settings, data_dir):
-    """Returns a function: (config, precision) -> ([(name, types of the inputs, precision)] of a step, its new state)."""
+    """Returns a function: (config, precision) -> ([(name, types of the inputs, precision)] of a step, new state)."""
 
     @functools.cache
     def trace(config, precision):

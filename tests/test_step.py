@@ -280,16 +280,16 @@ def test_ema_follows_the_new_parameters_and_if_asked_for_the_running_statistics(
         def close(old, now, ema):
             np.testing.assert_allclose(ema, 0.9 * old + 0.1 * now, rtol=1e-4, atol=1e-6)
 
-        jax.tree.map(close, state.params, new.params, new.averaged['params'])
+        jax.tree.map(close, state.params, new.params, new.averaged[0])
         if averages:
-            jax.tree.map(close, state.batch_stats, new.batch_stats, new.averaged['batch_stats'])
-    assert np.any(state.batch_stats['norm']['mean'] != new.averaged['batch_stats']['norm']['mean'])
+            jax.tree.map(close, state.batch_stats, new.batch_stats, new.averaged[1])
+    assert np.any(state.batch_stats['norm']['mean'] != new.averaged[1]['norm']['mean'])
 
 
 def test_without_being_asked_for_no_running_statistics_are_averaged(start):
     _, state, _ = start(ema_decay=0.9)
     assert not state.ema_batch_stats
-    assert state.averaged['batch_stats'] is state.batch_stats
+    assert state.averaged[1] is state.batch_stats
 
 
 def test_augmentation_differs_between_streams_steps_seeds_and_examples_and_is_repeatable(start):

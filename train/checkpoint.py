@@ -126,7 +126,7 @@ def weights(source: str) -> pretrained.Weights:
         raise UserError(f"model.pretrained='{source}' is no run's folder that can be read ({reason}).") from error
     tensors = {
         f'{collection}/{layer}/{leaf}': np.asarray(array)
-        for collection, layers in averaged(state).items()
+        for collection, layers in zip(('params', 'batch_stats'), averaged(state), strict=True)
         for layer, leaves in layers.items()
         for leaf, array in leaves.items()
     }

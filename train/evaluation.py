@@ -105,7 +105,7 @@ class Evaluator:
         'labeled_accuracy' is that of the parameters in training, not of their average, on labeled images.
         """
         scores = {}
-        predict = functools.partial(self.predict, *state.averaged.values())
+        predict = functools.partial(self.predict, *state.averaged)
         if 'labeled' in self.trainer.batch_sizes:
             averaged = any(method.rotation_averaged for method in self.trainer.methods.values())
             score_set = functools.partial(_score_classifier, predict, averaged)

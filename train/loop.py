@@ -62,7 +62,7 @@ def train(trainer: Trainer, streams: Streams, folder: RunFolder, mesh: jax.shard
             for done in range(start + 1, settings.steps + 1):
                 if done > 1 and (done - 1) % trainer.round_steps == 0:
                     log.flush()
-                    logits = predict(*state.averaged.values(), streams.unlabeled())
+                    logits = predict(*state.averaged, streams.unlabeled())
                     state = next_round(state, mesh_lib.put_replicated(mesh, logits))
                 batch = mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, settings.seed, done - 1))
                 state, metrics = step(state, batch, head_only=done <= settings.optimizer.unfreeze_step)

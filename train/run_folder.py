@@ -94,7 +94,7 @@ class RunFolder(contextlib.AbstractContextManager):
         self._lock.close()
 
     def _check_same(self, present: dict, wanted: dict) -> None:
-        present, wanted = _flat(present), _flat(wanted)
+        present, wanted = flat(present), flat(wanted)
         # The SHA-256 covers the revision; the number of devices changes only the rounding of sums.
         keys = sorted((present.keys() | wanted.keys()) - {'weights.revision', 'devices'})
         differing = [key for key in keys if present.get(key) != wanted.get(key)]
@@ -144,8 +144,9 @@ def _write(path: pathlib.Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _flat(tree: dict, prefix: str = '') -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Returns {'outer.inner': value} of nested settings."""
+    values: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        values |= flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
+    return values

@@ -137,7 +137,8 @@ def _update(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool) 
     (loss, (batch_stats, results)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(trained)
     clipped = optimizer.clip(settings.optimizer, gradient)
     gradients, values = _parts(trainer, clipped), _parts(trainer, trained)
-    updates, opt_state = {}, dict(state.opt_state)
+    updates: dict[str, dict[str, jax.Array]] = {}
+    opt_state = dict(state.opt_state)
     for part in gradients if not head_only else ('heads',):
         new_updates, opt_state[part] = optimizer.create(settings.optimizer).update(
             gradients[part], opt_state[part], values[part]

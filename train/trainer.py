@@ -50,14 +50,18 @@ class TrainState:
     metrics: Metrics  # since the last logged step
 
     @property
-    def averaged(self) -> models.Variables:
-        """The network that is evaluated."""
+    def averaged(self) -> tuple[Any, Any]:
+        """Parameters and running statistics of the network that is evaluated."""
         return averaged(vars(self))
 
 
-def averaged(state: Mapping[str, Any]) -> models.Variables:
-    """Returns the network that is evaluated, of {field of TrainState: tree of arrays}."""
-    return {'params': state['ema_params'], 'batch_stats': state.get('ema_batch_stats') or state['batch_stats']}
+def averaged(state: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Returns parameters and running statistics of the network that is evaluated.
+
+    Args:
+        state: {field of TrainState: tree of arrays}.
+    """
+    return state['ema_params'], state.get('ema_batch_stats') or state['batch_stats']
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compared by identity, so that a step is traced once for each
