@@ -25,6 +25,7 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Run folder, by default runs/<a name made from the settings>; of a table, runs/tables/<its name>.'
 )
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Prepared data sets; by default ~/tensorflow_datasets.')
+_PROFILE = flags.DEFINE_bool('profile', False, 'Trace some of the first steps, for TensorBoard or Perfetto.')
 # For tables.
 _JOBS = flags.DEFINE_integer(
     'jobs', None, 'Cells of a table to make at once, each with its share of the cores; by default 1, or 1 a GPU.', 1
@@ -42,6 +43,8 @@ def main(argv: list[str]) -> None:
     if argv[1:]:
         raise UserError(f'Unexpected argument {argv[1]}: settings are given as --config.<name>=<value>.')
     if 'rows' in _CONFIG.value:
+        if _PROFILE.present:
+            raise UserError('--profile is for a run, not for a table.')
         _table()
         return
     for flag in (_JOBS, _GPUS, _LIST, _CHECK, _RENEW):
@@ -66,7 +69,7 @@ def _run() -> None:
     workdir = pathlib.Path(_WORKDIR.value or run_folder.default(run_settings))
     mesh.configure()
     try:
-        result = experiment.run(run_settings, workdir, _DATA_DIR.value)
+        result = experiment.run(run_settings, workdir, _DATA_DIR.value, _PROFILE.value)
     except loop.Interrupted as interruption:
         print(interruption, file=sys.stderr)
         sys.exit(128 + interruption.signal_number)

@@ -64,7 +64,8 @@ def finished(make_settings, data_dir, tmp_path_factory):
     def make(name: str, **overrides):
         settings = make_settings(name, **overrides)
         workdir = tmp_path_factory.mktemp('runs') / name
-        return settings, workdir, run_lib.run(settings, workdir, data_dir)
+        # A trace changes nothing, or the others would not end alike.
+        return settings, workdir, run_lib.run(settings, workdir, data_dir, profile=name == 'self_training')
 
     return make
 
@@ -81,6 +82,7 @@ def test_a_run_leaves_the_files_it_should(name, finished):
     assert len(labels['labeled']) == 20
     assert np.bincount(labels['classes']).tolist() == [2] * 10
     assert result == json.loads((workdir / 'result.json').read_text()) == run_folder.finished(workdir)
+    assert len(list(workdir.glob('profile/**/*.xplane.pb'))) == (name == 'self_training')
     assert [row['step'] for row in rows(workdir, 'loss')] == [2, 4, 6, 8, 10, 12]
     assert [row['step'] for row in rows(workdir, 'test_accuracy')] == [3, 6, 9, 12]
     accuracies = [row['test_accuracy'] for row in rows(workdir, 'test_accuracy')]

@@ -26,7 +26,12 @@ class Interrupted(Exception):
         self.signal_number = signal_number
 
 
-def train(trainer: Trainer, streams: Streams, folder: RunFolder, mesh: jax.sharding.Mesh) -> TrainState:
+PROFILED = range(3, 7)  # steps of a process, the first two of which compile
+
+
+def train(
+    trainer: Trainer, streams: Streams, folder: RunFolder, mesh: jax.sharding.Mesh, profile: bool = False
+) -> TrainState:
     """Makes the remaining steps of a run, with their evaluations and checkpoints.
 
     The device never waits: metrics of a step are fetched after the next step is dispatched.
@@ -36,6 +41,7 @@ def train(trainer: Trainer, streams: Streams, folder: RunFolder, mesh: jax.shard
         streams: The data.
         folder: The folder of the run, with the checkpoints to continue from.
         mesh: The devices, set as JAX's mesh.
+        profile: Trace some of the first steps into profile/ in the folder.
 
     Returns:
         The state after the last step.
@@ -58,14 +64,19 @@ def train(trainer: Trainer, streams: Streams, folder: RunFolder, mesh: jax.shard
         if start:
             print(f'Continuing after step {start}.')
         folder.rewind(start)
-        with Log(folder, trainer, start) as log:
+        with Log(folder, trainer, start) as log, contextlib.ExitStack() as traced:
             for done in range(start + 1, settings.steps + 1):
                 if done > 1 and (done - 1) % trainer.round_steps == 0:
                     log.flush()
                     logits = predict(*state.averaged, streams.unlabeled())
                     state = next_round(state, mesh_lib.put_replicated(mesh, logits))
+                if profile and done - start == PROFILED.start:
+                    traced.enter_context(jax.profiler.trace(folder.path / 'profile'))
                 batch = mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, settings.seed, done - 1))
                 state, metrics = step(state, batch, head_only=done <= settings.optimizer.unfreeze_step)
+                if done - start == PROFILED.stop:
+                    jax.block_until_ready(state)
+                    traced.close()
                 log.step(done, metrics)
                 last = done == settings.steps
                 stop = bool(signals) and not last

@@ -41,13 +41,16 @@ def prepare(settings: Settings, data_dir: str | None = None) -> tuple[Trainer, S
     return Trainer.create(settings, streams.spec(settings), weights), streams
 
 
-def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) -> dict[str, Any]:
+def run(
+    settings: Settings, workdir: pathlib.Path, data_dir: str | None = None, profile: bool = False
+) -> dict[str, Any]:
     """Trains and evaluates a run, or continues it from its last checkpoint. A finished run is not repeated.
 
     Args:
         settings: Settings of the run.
         workdir: Folder of the run.
         data_dir: Folder of prepared data sets; by default tfds's own.
+        profile: Trace some of the first steps into profile/ in the folder.
 
     Returns:
         The content of result.json.
@@ -71,7 +74,7 @@ def run(settings: Settings, workdir: pathlib.Path, data_dir: str | None = None) 
                 logging.warning('Begun on %d devices, continued on %d: equal but for rounding.', begun, mesh.size)
             if settings.data.cache_features:
                 streams = evaluation.features(trainer, streams, mesh)
-            state = loop.train(trainer, streams, folder, mesh)
+            state = loop.train(trainer, streams, folder, mesh, profile)
             folder.write_json('result.json', result.summarise(trainer, streams, folder, state, mesh.size))
             return folder.read_json('result.json')
 
