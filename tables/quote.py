@@ -14,7 +14,7 @@ import re
 from tables import render
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = ('README.md', 'results/README.md')
+PAGES = ('README.md', 'results/README.md', 'docs/own_pictures.md')
 
 
 def quote(text: str) -> str:
