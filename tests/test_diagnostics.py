@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 
 from methods.base import LABELED, ROTATED, STRONG
+from models import pretrained
 from train import diagnostics
 from train import run as run_lib
 
@@ -121,6 +122,14 @@ def test_a_run_with_running_statistics_that_hardly_move_says_so(make_settings, d
     assert caplog.text.count('running statistics') == 1
     rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
     assert all(0 <= row['labeled_accuracy'] <= 1 for row in rows if 'test_accuracy' in row)
+
+
+def test_running_statistics_that_nothing_has_set_are_reported(caplog):
+    diagnostics.check_statistics(False, None)
+    diagnostics.check_statistics(True, pretrained.Weights({}, 'own', {}, {}))
+    assert not caplog.records
+    diagnostics.check_statistics(True, None)
+    assert 'model.pretrained' in caplog.text
 
 
 def test_a_flip_that_hides_rotations_is_reported(caplog):

@@ -6,6 +6,7 @@ import numpy as np
 from absl import logging
 
 from methods.base import View
+from models.pretrained import Weights
 
 _STRETCH = 0.1  # fraction of all steps that a failure has to last for a warning
 _NEARLY_ALL = 0.9  # share of pseudo-labels
@@ -105,6 +106,15 @@ _EMBEDDING = (
     'the embeddings of {method} have nearly no spread: they have collapsed, and its loss is no longer meaningful. '
     'Try a lower optimizer.learning_rate or a larger batch (data.unlabeled_ratio).'
 )
+
+
+def check_statistics(frozen: bool, weights: Weights | None) -> None:
+    """Warns of running statistics that are kept and that nothing has ever set."""
+    if frozen and weights is None:
+        logging.warning(
+            'model.frozen_statistics=True keeps the running statistics of random weights, mean 0 and variance 1: set '
+            'it to False, or model.pretrained to weights.'
+        )
 
 
 def check_views(views: Iterable[View], vertical_flip: bool) -> None:

@@ -95,6 +95,7 @@ def _begin(trainer: Trainer, streams: Streams, folder: RunFolder) -> None:
     if folder.read_json('labels.json') not in (None, streams.manifest):
         raise UserError(f'{folder.path} was begun with other labels or images. Choose another --workdir.')
     folder.write_json('labels.json', streams.manifest)
+    diagnostics.check_statistics(trainer.model.frozen_statistics, trainer.model.weights)
     diagnostics.check_views(trainer.views, settings.data.weak.get('vertical_flip', False))
     counts = ', '.join(f'{len(indices)} {stream}' for stream, indices in streams.indices.items())
     test_images = len(streams.held_out['test'][0])
