@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import posixpath
 import struct
 import sys
 import threading
@@ -27,7 +28,8 @@ SENT = sorted(
 def write(folder, rows, finished=False):
     """Writes the files of a run as they are after some rows."""
     folder.mkdir(exist_ok=True)
-    (folder / 'config.json').write_text(json.dumps({'steps': 15, 'data': {'name': 'digits'}}))
+    config = {'steps': 15, 'data': {'name': 'digits'}, 'pictures': {'photos/': 'a1'}}
+    (folder / 'config.json').write_text(json.dumps(config))
     (folder / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     if finished:
         (folder / 'result.json').write_text('{}')
@@ -54,10 +56,12 @@ def events(folder):
 def test_tensorboard_gets_every_value_once(tmp_path):
     pytest.importorskip('tensorboardX')
     interrupted(tmp_path / 'run', 'tensorboard')
-    values = [
-        (e.step, v.tag, v.simple_value) for e in events(tmp_path / 'run' / 'tensorboard') for v in e.summary.value
-    ]
-    assert sorted(values) == SENT
+    found = [(e, v) for e in events(tmp_path / 'run' / 'tensorboard') for v in e.summary.value]
+    scalars = [(e, v) for e, v in found if v.HasField('simple_value')]
+    assert sorted((e.step, v.tag, v.simple_value) for e, v in scalars) == SENT
+    times = {v.simple_value: e.wall_time for e, v in scalars if v.tag == 'seconds'}
+    assert times[4.0] - times[1.0] == pytest.approx(3)
+    assert any(b'data.name = digits' in e.SerializeToString() for e, _ in found)
 
 
 @pytest.fixture
@@ -90,6 +94,8 @@ def mlflow(monkeypatch):
             assert name in ('runs/log-batch', 'runs/update')
             assert len(values.get('metrics', ())) <= 1000
             assert len(values.get('params', ())) <= 100
+            for item in (*values.get('metrics', ()), *values.get('params', ())):
+                assert posixpath.normpath(item['key']) == item['key']  # a rule of MLflow's
             return self.answer(200, {})
 
         def log_message(self, *arguments):
@@ -112,7 +118,7 @@ def test_mlflow_has_one_run_and_every_value_once(mlflow, tmp_path):
     metrics = [(m['step'], m['key'], m['value']) for values in batches for m in values.get('metrics', ())]
     assert sorted(metrics) == SENT
     params = {p['key']: p['value'] for values in batches for p in values.get('params', ())}
-    assert params == {'steps': '15', 'data.name': 'digits'}
+    assert params == {'steps': '15', 'data.name': 'digits', 'pictures.photos': 'a1'}
     assert ('runs/update', 'FINISHED') in [(name, values.get('status')) for name, values in mlflow.calls]
     interrupted(tmp_path / 'other', 'mlflow')
     assert [name for name, _ in mlflow.calls].count('experiments/create') == 1
@@ -133,36 +139,83 @@ def test_a_server_that_fails_is_one_line_and_loses_nothing(mlflow, tmp_path, cap
     assert sorted((m['step'], m['key'], m['value']) for m in metrics) == SENT
 
 
+def test_a_run_that_failed_to_begin_there_is_begun_once(mlflow, tmp_path, monkeypatch):
+    write(tmp_path / 'run', ROWS)
+    with monkeypatch.context() as patch:
+        patch.setattr(track.MLflow, 'begin', lambda *_: (_ for _ in ()).throw(UserError('no')))
+        assert track.main([str(tmp_path / 'run'), '--to=mlflow']) == 1
+    interrupted(tmp_path / 'run', 'mlflow')
+    assert [name for name, _ in mlflow.calls].count('runs/create') == 1
+    assert [len(values['params']) for _, values in mlflow.calls if 'params' in values] == [3]
+
+
+def test_many_rows_are_sent_in_parts_and_each_once_after_a_failure(mlflow, tmp_path, monkeypatch):
+    rows = [{'step': i, 'loss': float(i), 'seconds': float(i)} for i in range(1, 121)]
+    write(tmp_path / 'run', rows, finished=True)
+    send, parts = track.MLflow.send, []
+
+    def fails_once(self, new):
+        parts.append(len(new))
+        if len(parts) == 2:
+            raise UserError('no')
+        send(self, new)
+
+    monkeypatch.setattr(track.MLflow, 'send', fails_once)
+    assert track.main([str(tmp_path / 'run'), '--to=mlflow']) == 1
+    assert track.main([str(tmp_path / 'run'), '--to=mlflow']) == 0
+    assert parts == [50, 50, 50, 20]
+    metrics = [m for _, values in mlflow.calls for m in values.get('metrics', ())]
+    assert sorted((m['step'], m['value']) for m in metrics if m['key'] == 'loss') == [(i, i) for i in range(1, 121)]
+
+
 def test_no_server_is_one_line(tmp_path, monkeypatch, capsys):
     write(tmp_path / 'run', ROWS)
-    for address, said in (('http://127.0.0.1:9', 'does not answer'), ('file:///tmp', 'is the address of a server')):
+    for address, said in (
+        ('http://127.0.0.1:9', 'does not answer'),
+        ('http://localhost:abc', 'does not answer'),
+        ('file:///tmp', 'is the address of a server'),
+    ):
         monkeypatch.setenv('MLFLOW_TRACKING_URI', address)
         assert track.main([str(tmp_path / 'run'), '--to=mlflow']) == 1
         assert said in capsys.readouterr().err
 
 
 def test_wandb_has_one_run_and_every_value_once(tmp_path, monkeypatch):
-    logged, begun = [], []
+    logged, begun, configs = {}, [], []
 
     class Run:
-        def log(self, values, step):
-            assert not logged or step >= logged[-1][0]  # W&B drops steps that go back
-            logged.append((step, values))
+        def __init__(self, identity):
+            self.identity = identity
+            self.config = types.SimpleNamespace(update=lambda values, allow_val_change: configs.append(values))
+
+        def define_metric(self, name, step_metric):
+            assert (name, step_metric) == ('*', 'step')
+
+        def log(self, values):  # without `step`: W&B drops rows of the last step after a pause
+            logged.setdefault(self.identity, []).append(values)
 
         def finish(self):
-            begun[-1]['finished'] = True
+            active.remove(self)
 
-    def init(**values):
+    active = []
+
+    def init(reinit, **values):
         begun.append(values)
-        return Run()
+        if not active or reinit == 'create_new':  # otherwise W&B returns the active run
+            active.append(Run(values['id']))
+        return active[-1]
 
     monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=init))
     interrupted(tmp_path / 'run', 'wandb')
-    assert sorted((step, key, value) for step, values in logged for key, value in values.items()) == SENT
-    assert len({values['id'] for values in begun}) == 1
+    write(tmp_path / 'other', ROWS, finished=True)
+    assert track.main([str(tmp_path / 'run'), str(tmp_path / 'other'), '--to=wandb']) == 0
+    assert not active
+    assert len(logged) == 2
+    for rows in logged.values():
+        sent = [(row['step'], key, value) for row in rows for key, value in row.items() if key != 'step']
+        assert sorted(sent) == SENT
     assert {values['resume'] for values in begun} == {'allow'}
-    assert all(values['finished'] for values in begun)
-    assert begun[0]['config'] == {'steps': 15, 'data.name': 'digits'}
+    assert configs == 2 * [{'steps': 15, 'data.name': 'digits', 'pictures.photos/': 'a1'}]
 
 
 def test_following_ends_with_the_last_run(mlflow, tmp_path, monkeypatch):
@@ -186,6 +239,12 @@ def test_what_is_no_run_or_is_not_installed_is_one_line(tmp_path, monkeypatch, c
     assert track.main([str(tmp_path), '--to=mlflow']) == 1
     assert 'is not the folder of a run' in capsys.readouterr().err
     write(tmp_path / 'run', ROWS)
+    (tmp_path / 'tables').mkdir()
+    (tmp_path / 'run' / 'track-mlflow.json').write_text('{')
+    assert track.main([str(tmp_path / 'run'), str(tmp_path / 'tables'), '--to=mlflow']) == 1
+    assert 'damaged' in capsys.readouterr().err
+    assert track.main([str(tmp_path / 'tables'), str(tmp_path), '--to=mlflow']) == 1
+    assert 'None of these' in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, 'wandb', None)
     with pytest.raises(UserError, match='pip install wandb'):
         track.copy([tmp_path / 'run'], 'wandb')
