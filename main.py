@@ -9,6 +9,7 @@ The same command continues what was interrupted.
 import logging as standard_logging
 import os
 import pathlib
+import re
 import runpy
 import shlex
 import sys
@@ -92,8 +93,9 @@ def _run() -> None:
 def _table() -> None:
     from tables import command, runner
 
-    path = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
-    table = command.Command(_CONFIG.value, pathlib.Path(path).stem, _command_line(), _WORKDIR.value, _RENEW.value)
+    path, _, argument = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
+    name = '-'.join([pathlib.Path(path).stem, *re.findall(r'\w+', argument)])
+    table = command.Command(_CONFIG.value, name, _command_line(), _WORKDIR.value, _RENEW.value)
     jobs = _JOBS.value or max(1, len(_GPUS.value))
     if _LIST.value:
         print(table.listing(jobs))

@@ -60,7 +60,12 @@ REGULARIZERS: dict[str, dict[str, Any]] = {'l2_sp': {}, 'bss': {}, 'delta': {'al
 
 
 def base(
-    data: data_sets.DataSet, labels: int, model: str = '', names: tuple[str, ...] = (), beside: str = ''
+    data: data_sets.DataSet,
+    labels: int,
+    model: str = '',
+    names: tuple[str, ...] = (),
+    beside: str = '',
+    natural: bool = True,
 ) -> ConfigDict:
     """Returns the settings of semi-supervised training on a data set.
 
@@ -70,6 +75,7 @@ def base(
         model: Another network than the recipe's, with its published weights where it has some.
         names: Names of methods.
         beside: Names of REGULARIZERS, with + between.
+        natural: Whether pictures in colour have their own recipe from pretrained weights.
 
     Raises:
         UserError: One is none, or twice there.
@@ -90,7 +96,7 @@ def base(
         if data.small and name in REGULARIZERS:
             hyperparameters.update(REGULARIZERS[name])
     if data.small and config.model.get('pretrained'):
-        pretrained(config, data)
+        pretrained(config, data if natural else None)
     return config
 
 
@@ -99,24 +105,23 @@ def pretrained(config: ConfigDict, data: data_sets.DataSet | None = None) -> Non
 
     Args:
         config: The settings.
-        data: The data set, whose pictures may be like those of the weights; None where there are two domains.
+        data: The data set, where its pictures may be like those of the weights, whose running statistics are then kept.
     """
     config.update_from_flattened_dict(data_sets.PRETRAINED)
+    statistics = SEPARATE  # strong views stay out of them (results/transfer/tuning.md)
+    if data is not None and data.natural:
+        if not data.size:
+            config.update_from_flattened_dict(data_sets.at(data_sets.LARGEST))
+        if config.model.pretrained and 'bn_momentum' in config.model:  # it has batch norm
+            config.update_from_flattened_dict(data_sets.NATURAL)
+            statistics = NO_GRAD  # the weak view is not trained on: a third less work
     if any(methods.create(*method).teacher for method in config.methods.to_dict().items()):
         config.ema_decay = data_sets.TEACHER_DECAY
     if 'bn_momentum' in config.model:
         config.model.bn_momentum = 0.9  # running statistics have to follow a short training
     for hyperparameters in config.methods.values():
         if 'statistics' in hyperparameters:
-            hyperparameters.statistics = SEPARATE  # strong views stay out of them (results/transfer/tuning.md)
-    if data is not None and data.natural:
-        if not data.size:
-            config.update_from_flattened_dict(data_sets.at(data_sets.LARGEST))
-        if 'bn_momentum' in config.model and config.model.pretrained:  # it has batch norm
-            config.update_from_flattened_dict(data_sets.NATURAL)
-            for hyperparameters in config.methods.values():
-                if 'statistics' in hyperparameters:
-                    hyperparameters.statistics = NO_GRAD  # the weak view is not trained on: a third less work
+            hyperparameters.statistics = statistics
 
 
 def without_network(recipe: Mapping[str, Any], network: str) -> dict[str, Any]:

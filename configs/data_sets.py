@@ -96,7 +96,7 @@ class DataSet:
 
     @property
     def natural(self) -> bool:
-        """Whether these are pictures in colour, and not of characters, as those that published weights come from."""
+        """Whether these are pictures in colour, as those of published weights, and not known as characters."""
         return self.channels == 3 and self.mirrored
 
     @property
@@ -198,7 +198,9 @@ def assumed(settings: Settings) -> str:
     if records[0].size:
         del follows['data.image_size']
     elif settings.data.image_size == LARGEST:  # from pretrained weights
-        follows['data.image_size'] = LARGEST
+        follows |= {key: value for key, value in at(LARGEST).items() if key != 'model.resolution'}
+    if records[0].natural and settings.model.get('frozen_statistics'):
+        follows['model.frozen_statistics'] = True
     values, without_effect = dataclasses.asdict(settings), idle(settings).keys()
     agreed = [
         f'{name}={value}'
@@ -248,6 +250,7 @@ PRETRAINED = {
     'data.unlabeled_ratio': 3,
     **at(SIDE),
     'model.crop': 1.0,
+    'model.frozen_statistics': False,
     'optimizer.learning_rate': 0.02,
     'optimizer.cosine_cycles': 0.5,
     'optimizer.weight_decay': 0.0,

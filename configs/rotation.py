@@ -47,7 +47,8 @@ def get_config(arg: str = '') -> ConfigDict:
     method = options.pop('method')
     if method not in METHODS:
         raise unknown('method of this config', method, METHODS)
-    config = common.base(**options, labels=-1, names=(method,))
+    # New features need statistics of their own.
+    config = common.base(**options, labels=-1, names=(method,), natural=False)
     data = options['data']
     few = data.train < 5000
     config.batch_size = 1

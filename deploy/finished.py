@@ -134,6 +134,7 @@ def load(name: str) -> Finished:
     except Exception as error:  # orbax raises many types
         raise UserError(f'{name} has no checkpoint that can be read: {first_line(error)[:200]}') from error
     chosen = {key: value for key, value in run_settings.model.items() if key != 'pretrained'}
+    chosen['precision'] = 'float32'  # as its parameters are; not every format has another one
     model = models.create(num_classes=len(result['class_names']), **chosen)
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config['preprocessing'].items()}
     model = dataclasses.replace(model, preprocess=Preprocessing(**fields))

@@ -46,6 +46,10 @@ class Common:
             raise unknown('model.batch_norm', self.batch_norm, DOMAIN_POLICIES)
         if self.frozen_statistics and self.batch_norm != 'joint':
             raise UserError(f'model.frozen_statistics leaves nothing to model.batch_norm={self.batch_norm}: drop one.')
+        if self.frozen_statistics and self.bottleneck_width and self.bottleneck_norm:
+            raise UserError(
+                'model.bottleneck_norm needs statistics that no weights have: drop model.frozen_statistics.'
+            )
 
 
 # Batch-norm statistics of two domains: the shares of (source, target) in the running statistics for evaluation.

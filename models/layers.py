@@ -128,7 +128,8 @@ class BatchNorm(nn.Module):
             mean, var = batch.mean, batch.var
             new_mean, new_var = pooled.mean, pooled.var * (pooled.count / jnp.maximum(pooled.count - 1, 1))
             if domains is not None:
-                new_mean, new_var = given['shares'] @ new_mean, given['shares'] @ new_var
+                with precision.used('float32'):
+                    new_mean, new_var = given['shares'] @ new_mean, given['shares'] @ new_var
             decay = self.momentum
             running_mean.value = decay * running_mean.value + (1 - decay) * new_mean
             running_var.value = decay * running_var.value + (1 - decay) * new_var
@@ -203,8 +204,9 @@ def _moments_by_domain(x: jax.Array, domains: jax.Array) -> Moments:
     members = jax.nn.one_hot(domains, 2, axis=0, dtype=x.dtype)
     count = members.sum(1, keepdims=True) * (x.size / len(x) / x.shape[-1])
     known = jnp.maximum(count, 1)  # a domain may have no image
-    mean = members @ x.sum(axes) / known
-    square = members @ jnp.square(x).sum(axes) / known
+    with precision.used('float32'):
+        mean = members @ x.sum(axes) / known
+        square = members @ jnp.square(x).sum(axes) / known
     return Moments(mean, jnp.maximum(square - jnp.square(mean), 0), count)
 
 

@@ -431,7 +431,7 @@ def test_a_layer_learns_at_its_rate_with_every_optimizer_and_after_unfreezing_fr
         'weight_decay': 0.0,
         'learning_rate': 0.01,
     }
-    chosen |= {'trust': 0.02, 'epsilon': 1e-12, 'cosine_cycles': 0.0}
+    chosen |= {'trust_coefficient': 0.02, 'epsilon': 1e-12, 'cosine_cycles': 0.0}
     run = begin(**{f'optimizer.{key}': value for key, value in chosen.items()})
     step = jax.jit(functools.partial(step_lib.step, run.trainer), static_argnames='head_only')
     states = [run.state]

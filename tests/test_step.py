@@ -228,7 +228,7 @@ def test_learning_rate_is_the_papers_cosine(make_settings):
 
 def adam_by_hand(w, gradient, memory, number, settings):
     """Returns Adam's update, from its moments, of Kingma and Ba 2015 (arXiv:1412.6980, algorithm 1)."""
-    b1, b2 = settings.momentum, settings.beta2
+    b1, b2 = settings.beta1, settings.beta2
     memory['m'] = b1 * memory.get('m', 0) + (1 - b1) * gradient
     memory['v'] = b2 * memory.get('v', 0) + (1 - b2) * gradient**2
     return memory['m'] / (1 - b1**number) / (np.sqrt(memory['v'] / (1 - b2**number)) + settings.epsilon)
@@ -244,7 +244,7 @@ def by_hand(w, gradient, memory, number, settings, is_kernel):
         return update
     update = gradient + decay
     if settings.name == 'lars' and is_kernel:
-        update = update * settings.trust * np.linalg.norm(w) / np.linalg.norm(update)
+        update = update * settings.trust_coefficient * np.linalg.norm(w) / np.linalg.norm(update)
     memory['v'] = settings.momentum * memory.get('v', 0) + update
     return update + settings.momentum * memory['v'] if settings.name == 'sgd' else memory['v']
 
@@ -252,7 +252,14 @@ def by_hand(w, gradient, memory, number, settings, is_kernel):
 @pytest.mark.parametrize('name', OPTIMIZERS)
 @pytest.mark.parametrize('clip', [0.0, 1.5])
 def test_five_updates_are_those_of_the_papers(name, clip, make_settings):
-    changed = {'name': name, 'weight_decay': 0.01, 'clip': clip, 'trust': 0.02, 'beta2': 0.9, 'epsilon': 1e-3}
+    changed = {
+        'name': name,
+        'weight_decay': 0.01,
+        'clip_norm': clip,
+        'trust_coefficient': 0.02,
+        'beta2': 0.9,
+        'epsilon': 1e-3,
+    }
     settings = make_settings(**{f'optimizer.{key}': value for key, value in changed.items()}).optimizer
     tx = optimizer.create(settings)
     rng = np.random.default_rng(0)

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 
 import jax
+from absl import logging
 
 from train import evaluation
 from train import mesh as mesh_lib
@@ -26,7 +27,7 @@ class Interrupted(Exception):
         self.signal_number = signal_number
 
 
-PROFILED = range(3, 7)  # steps of a process, the first two of which compile
+FIRST_PROFILED, LAST_PROFILED = 3, 6  # steps of a process, whose first one compiles
 
 
 def train(
@@ -70,11 +71,12 @@ def train(
                     log.flush()
                     logits = predict(*state.averaged, streams.unlabeled())
                     state = next_round(state, mesh_lib.put_replicated(mesh, logits))
-                if profile and done - start == PROFILED.start:
+                if profile and done - start == FIRST_PROFILED:
+                    jax.block_until_ready(state)
                     traced.enter_context(jax.profiler.trace(folder.path / 'profile'))
                 batch = mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, settings.seed, done - 1))
                 state, metrics = step(state, batch, head_only=done <= settings.optimizer.unfreeze_step)
-                if done - start == PROFILED.stop:
+                if profile and done - start == LAST_PROFILED:
                     jax.block_until_ready(state)
                     traced.close()
                 log.step(done, metrics)
@@ -91,6 +93,8 @@ def train(
                 if stop:
                     checkpoints.wait()
                     raise Interrupted(signals[0], done, folder.path)
+    if profile and settings.steps - start < FIRST_PROFILED:
+        logging.warning('Too few steps were left for a trace.')
     return state
 
 

@@ -49,9 +49,9 @@ def total(
             params=params,
             ema_params=state.ema_params,
             forward=functools.partial(_forward_alone, trainer, state, batch_stats, frozen, name),
-            mlp=functools.partial(_mlp, name),
+            mlp=functools.partial(_mlp, trainer.model.precision, name),
         )
-        with precision.used(trainer.model.precision):
+        with precision.used('float32'):
             losses[name] = method.loss(inputs, state.methods[name])
     given = {name: loss.batch_stats for name, loss in losses.items() if loss.batch_stats is not None}
     if len(given) > 1:
@@ -136,6 +136,7 @@ def _forward_alone(
     return trainer.model.apply({'params': params, 'batch_stats': running}, images, True, frozen=frozen, keys=keys)
 
 
-def _mlp(method: str, params: Any, name: str, x: jax.Array) -> jax.Array:
+def _mlp(used: str, method: str, params: Any, name: str, x: jax.Array) -> jax.Array:
     """Runs one of a method's own networks; bound to `Inputs.mlp`."""
-    return mlp.apply(params, f'{method}_{name}', x)
+    with precision.used(used):
+        return mlp.apply(params, f'{method}_{name}', x)

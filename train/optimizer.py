@@ -25,13 +25,13 @@ def create(settings: Optimizer) -> optax.GradientTransformation:
     Where a norm is zero, its ratio is 1.
     """
     decay = optax.add_decayed_weights(settings.weight_decay, mask=kernels)
-    adam = optax.scale_by_adam(settings.momentum, settings.beta2, settings.epsilon)
+    adam = optax.scale_by_adam(settings.beta1, settings.beta2, settings.epsilon)
     parts = {
         'sgd': (decay, optax.trace(settings.momentum, nesterov=True)),
         'adamw': (adam, decay),
         'lars': (
             decay,
-            optax.masked(optax.scale_by_trust_ratio(trust_coefficient=settings.trust), kernels),
+            optax.masked(optax.scale_by_trust_ratio(trust_coefficient=settings.trust_coefficient), kernels),
             optax.trace(settings.momentum),
         ),
         'lamb': (adam, decay, optax.masked(optax.scale_by_trust_ratio(), kernels)),
@@ -40,10 +40,10 @@ def create(settings: Optimizer) -> optax.GradientTransformation:
 
 
 def clip(settings: Optimizer, gradient: dict) -> dict:
-    """Returns a gradient with a norm, over all of it, of at most `settings.clip`."""
-    if not settings.clip:
+    """Returns a gradient with a norm, over all of it, of at most `settings.clip_norm`."""
+    if not settings.clip_norm:
         return gradient
-    return optax.clip_by_global_norm(settings.clip).update(gradient, optax.EmptyState())[0]
+    return optax.clip_by_global_norm(settings.clip_norm).update(gradient, optax.EmptyState())[0]
 
 
 def kernels(params) -> dict:

@@ -67,7 +67,7 @@ def run(
         evaluation.check(trainer, step_lib.check(trainer, batch))
         with RunFolder(workdir, settings, {**_identity(trainer), 'devices': mesh.size}) as folder:
             if (finished := folder.read_json('result.json')) is not None:
-                print(f'{workdir} holds this very run, finished.')
+                print(f'{workdir} holds this very run, finished.' + ' No step is left to trace.' * profile)
                 return finished
             _begin(trainer, streams, folder)
             if (begun := folder.read_json('config.json').get('devices', mesh.size)) != mesh.size:

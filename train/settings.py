@@ -80,12 +80,13 @@ class Optimizer:
 
     name: str = 'sgd'  # SGD with Nesterov momentum, or 'adamw', 'lars', 'lamb'
     learning_rate: float = 0.03
-    momentum: float = 0.9  # of Adam and LAMB: beta1
-    beta2: float = 0.999  # of Adam and LAMB
+    momentum: float = 0.9  # of SGD and LARS
+    beta1: float = 0.9  # of AdamW and LAMB
+    beta2: float = 0.999  # likewise
     epsilon: float = 1e-8  # likewise
-    trust: float = 1e-3  # of LARS: coefficient of the ratio of norms
-    clip: float = 0.0  # norm of the whole gradient at most; 0: no limit
-    weight_decay: float = 5e-4  # on kernels only; of SGD and LARS the L2 gradient, of Adam and LAMB decoupled
+    trust_coefficient: float = 1e-3  # of LARS, of the ratio of norms
+    clip_norm: float = 0.0  # of the whole gradient at most; 0: no limit
+    weight_decay: float = 5e-4  # on kernels only; of SGD and LARS the L2 gradient, of AdamW and LAMB decoupled
     schedule: str = 'cosine'  # learning rate times cos(pi * cosine_cycles * progress), 'steps' or 'inverse'
     cosine_cycles: float = 7 / 16  # 0.5 ends at zero
     boundaries: tuple[float, ...] = ()  # of 'steps': progress at which the learning rate is divided by 10
@@ -104,12 +105,15 @@ class Optimizer:
         for name, value in (('warmup', self.warmup), *(('boundaries', boundary) for boundary in self.boundaries)):
             if not 0 <= value <= 1:
                 raise UserError(f'optimizer.{name} is a part of training, from 0 to 1, not {value} steps.')
-        for name in ('momentum', 'beta2'):
-            check_range(f'optimizer.{name}', getattr(self, name), 0, 1)
+        check_range('optimizer.momentum', self.momentum, 0, 1)
+        for name in ('beta1', 'beta2'):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f'optimizer.{name} must be from 0 to less than 1, not {getattr(self, name)}.')
+        if self.epsilon <= 0:
+            raise UserError(f'optimizer.epsilon must be above 0, not {self.epsilon}.')
         for name in (
-            'epsilon',
-            'trust',
-            'clip',
+            'trust_coefficient',
+            'clip_norm',
             'learning_rate',
             'weight_decay',
             'cosine_cycles',
@@ -272,9 +276,15 @@ def idle(settings: Settings) -> dict[str, str]:
         'inverse': ('inverse_gamma', 'inverse_power'),
     }.items():
         add(schedule != name, f'with optimizer.schedule={schedule}', *(f'optimizer.{field}' for field in used))
-    adam = settings.optimizer.name in ('adamw', 'lamb')
-    add(not adam, f'with optimizer.name={settings.optimizer.name}', 'optimizer.beta2', 'optimizer.epsilon')
-    add(settings.optimizer.name != 'lars', f'with optimizer.name={settings.optimizer.name}', 'optimizer.trust')
+    name = settings.optimizer.name
+    adam, why = name in ('adamw', 'lamb'), f'with optimizer.name={name}'
+    add(adam, why, 'optimizer.momentum')
+    add(not adam, why, 'optimizer.beta1', 'optimizer.beta2', 'optimizer.epsilon')
+    add(name != 'lars', why, 'optimizer.trust_coefficient')
+    add(settings.ema_decay == 0, 'with ema_decay=0', 'ema_statistics')
+    frozen = settings.model.get('frozen_statistics', False)
+    add(frozen, 'with model.frozen_statistics', 'ema_statistics')
+    add(frozen and 'bn_momentum' in settings.model, 'with model.frozen_statistics', 'model.bn_momentum')
     if not settings.transfer.labels:
         tuning = ('method', 'steps', 'batch_size', 'learning_rate')
         neighbours = () if 'labeled' not in streams else ('layer', 'k', 'temperature', 'metric', 'standardize')

@@ -73,14 +73,16 @@ def finetuning(settings: Settings, labels: int, pretrained: str) -> Settings:
         pretrained: Folder of the run that learned them, or '' for random weights.
     """
     transfer = settings.transfer
+    frozen = settings.model.get('frozen_statistics', False) and bool(pretrained)
     return dataclasses.replace(
         settings,
         steps=transfer.steps,
         batch_size=transfer.batch_size,
         methods={transfer.method: {}},
         data=dataclasses.replace(settings.data, labels=labels, unlabeled_ratio=1, unlabeled_split=''),
-        model={**settings.model, 'pretrained': pretrained},
-        optimizer=dataclasses.replace(settings.optimizer, learning_rate=transfer.learning_rate),
+        model={**settings.model, 'pretrained': pretrained, 'frozen_statistics': frozen},
+        # Its rate is one of SGD.
+        optimizer=dataclasses.replace(settings.optimizer, name='sgd', learning_rate=transfer.learning_rate),
         log_steps=min(settings.log_steps, transfer.steps),
         eval_steps=transfer.steps,
         checkpoint_steps=transfer.steps,
