@@ -62,10 +62,10 @@ def test_golden_names():
 
 
 GOLDEN = [
-    'supervised-digits-10-c4306a5f',
-    'supervised-digits-40-243110b0',
-    'fixmatch+supervised-digits-10-25446347',
-    'fixmatch+supervised-digits-40-4ce4097d',
+    'supervised-digits-10-c72b22c4',
+    'supervised-digits-40-78e6b4ff',
+    'fixmatch+supervised-digits-10-6c1cc494',
+    'fixmatch+supervised-digits-40-0b88228c',
 ]
 
 

@@ -29,7 +29,8 @@ def write(folder, rows, finished=False):
     """Writes the files of a run as they are after some rows."""
     folder.mkdir(exist_ok=True)
     config = {'steps': 15, 'data': {'name': 'digits'}, 'pictures': {'photos/': 'a1'}}
-    (folder / 'config.json').write_text(json.dumps(config))
+    if not (folder / 'config.json').exists():  # a run writes it once
+        (folder / 'config.json').write_text(json.dumps(config))
     (folder / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     if finished:
         (folder / 'result.json').write_text('{}')
