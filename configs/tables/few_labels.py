@@ -17,7 +17,7 @@ ROWS = {
     'Linear probe': {'config': 'finetune', 'arg': 'strategy=probe'},
     **{
         name: common.SEMI_SUPERVISED[name] | {'arg': 'model=efficientnet_lite0'}
-        for name in ('Self-training', 'FixMatch', 'SimMatch')
+        for name in ('Self-training', 'FixMatch')
     },
 }
 
