@@ -145,6 +145,11 @@ def augmentation(side: int) -> dict[str, int]:
     }
 
 
+def at(side: int) -> dict[str, int]:
+    """Returns the settings for images that are brought to that side in pixels before they are augmented."""
+    return {'data.image_size': side, **augmentation(side), 'model.resolution': side}
+
+
 def get(name: str) -> DataSet:
     """Returns the record of a data set, made from the prepared data where `RECORDS` has none.
 
@@ -235,15 +240,8 @@ MINUTES = {
     'eval_steps': 50,
     'checkpoint_steps': 250,
 }
-
-
 # From pretrained weights, on every small data set. Images get the side in pixels that the network sees before they are
 # augmented: strong views of thumbnails that are enlarged afterwards are not what the weights know.
-def at(side: int) -> dict[str, int]:
-    """Returns the settings for images that are brought to that side in pixels before they are augmented."""
-    return {'data.image_size': side, **augmentation(side), 'model.resolution': side}
-
-
 PRETRAINED = {
     'steps': 300,
     'batch_size': 16,

@@ -40,7 +40,7 @@ _TENTH = {'optimizer.layer_rates': ('head: 1', '.*: 0.1')}
 # {name: (learning rate of the small settings, what else it is)}
 STRATEGIES = {
     'full': (0.02, {}),
-    'scratch': (0.02, {'model.pretrained': ''}),
+    'scratch': (0.02, {}),
     'head': (0.003, _HEAD_ONLY),
     'probe': (0.003, _HEAD_ONLY | {'data.cache_features': True}),
     'tenth': (0.02, _TENTH),
@@ -54,7 +54,7 @@ STRATEGIES = {
 
 
 # Learning rates on pictures in colour, where they are not data_sets.NATURAL's.
-NATURAL = {'tenth': 0.01, 'bss': 0.01}
+NATURAL_RATES = {'tenth': 0.01, 'bss': 0.01}
 
 
 def bit_resolution(side: int) -> int:
@@ -89,14 +89,14 @@ def get_config(arg: str = '') -> ConfigDict:
     config.optimizer.weight_decay = 0.0
     config.model.crop = 1.0
     config.log_steps = 10
+    if strategy == 'scratch':
+        config.model.pretrained = ''
     data = options['data']
     if data.small:
-        if strategy == 'scratch':
-            config.model.pretrained = ''
         common.pretrained(config, data)
         config.data.unlabeled_ratio = 1
         if config.model.frozen_statistics:
-            learning_rate = NATURAL.get(strategy, config.optimizer.learning_rate)
+            learning_rate = NATURAL_RATES.get(strategy, config.optimizer.learning_rate)
         config.optimizer.learning_rate = learning_rate
     else:
         size = data.train if options['labels'] == -1 else options['labels']

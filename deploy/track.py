@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
     Attributes:
         step: Steps done.
-        time: When it was written, in seconds since 1970.
+        time: In seconds since 1970, when it was written; pauses of the run do not count.
         values: {metric: value}.
     """
 
@@ -196,8 +196,9 @@ class Transfer(contextlib.AbstractContextManager):
                 lock = stack.enter_context(open(folder / f'.track-{name}.lock', 'w'))
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 found = (folder / self._file).exists() and json.loads((folder / self._file).read_text())
-                state = found or {'identity': '', 'rows': 0, 'begun': time.time()}
-                self._rows, self._begun = state['rows'], state['begun']
+                state = found or {'identity': '', 'rows': 0}
+                self._rows = state['rows']
+                self._begun = (folder / 'config.json').stat().st_mtime  # which a run writes first, and once
             except BlockingIOError as error:
                 raise UserError(f'Another process copies the metrics of {folder} to {name}.') from error
             except (OSError, ValueError, KeyError, TypeError) as error:
@@ -237,7 +238,7 @@ class Transfer(contextlib.AbstractContextManager):
         return Row(row['step'], self._begun + row['seconds'], values)
 
     def _save(self) -> None:
-        state = {'identity': self._tracker.identity, 'rows': self._rows, 'begun': self._begun}
+        state = {'identity': self._tracker.identity, 'rows': self._rows}
         run_folder.write_json(self._folder / self._file, state)
 
 

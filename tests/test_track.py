@@ -62,6 +62,7 @@ def test_tensorboard_gets_every_value_once(tmp_path):
     assert sorted((e.step, v.tag, v.simple_value) for e, v in scalars) == SENT
     times = {v.simple_value: e.wall_time for e, v in scalars if v.tag == 'seconds'}
     assert times[4.0] - times[1.0] == pytest.approx(3)
+    assert times[1.0] == pytest.approx((tmp_path / 'run' / 'config.json').stat().st_mtime + 1)
     assert any(b'data.name = digits' in e.SerializeToString() for e, _ in found)
 
 
