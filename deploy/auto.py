@@ -141,7 +141,7 @@ def timed(choice: Choice, data_dir: str | None = None) -> tuple[float, float]:
     """Returns the seconds before the first step, most of them to compile it, and those of a step."""
     start = time.perf_counter()
     trainer, streams = run.prepare(settings.from_config(choice.config_dict()), data_dir)
-    mesh = mesh_lib.create(*trainer.batch_sizes.values())
+    mesh = mesh_lib.create(*trainer.together)
     with jax.set_mesh(mesh):
         batch = mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, 0, 0))
         state = mesh_lib.put_replicated(mesh, step_lib.init(trainer, batch))

@@ -188,6 +188,11 @@ class Method:
     teacher: ClassVar[bool] = False  # whether the loss reads `Inputs.ema_params`
 
     @property
+    def separable(self) -> bool:
+        """Whether the loss of a batch is the mean of those of its parts, but for batch norm, and changes no state."""
+        return False
+
+    @property
     def rotation_averaged(self) -> bool:
         """Whether evaluation also reports the accuracy of outputs averaged over four rotations of the image."""
         return False

@@ -29,6 +29,10 @@ class Finetune(Method):
     mixup: float = 0.0  # alpha of the Beta distribution of lambda; 0 for no mixup
     logit_adjustment: float = 0.0  # tau; 1 for classes of equal prior, 0 for those of the labels
 
+    @property
+    def separable(self) -> bool:
+        return not self.mixup
+
     def views(self) -> dict[View, str]:
         return {LABELED: IMAGES if self.mixup else JOINT}
 

@@ -31,6 +31,8 @@ class FixMatch(Method):
     alignment: bool = False  # distribution alignment
     statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
+    separable = True
+
     def views(self) -> dict[View, str]:
         weak, strong = weak_and_strong(self.statistics)
         return {WEAK: weak, STRONG: strong}

@@ -21,6 +21,8 @@ class L2SP(Method):
     alpha: float = 0.01  # factor of the decay to the initial parameters
     beta: float = 0.01  # factor of the decay of the classifier and other heads to zero
 
+    separable = True
+
     def views(self) -> dict[View, str]:
         return {}
 

@@ -20,6 +20,7 @@ class MeanTeacher(Method):
     """
 
     teacher: ClassVar[bool] = True
+    separable = True
 
     weight: float = 50.0
     ramp: float = 0.4  # fraction of training over which the weight rises

@@ -21,6 +21,8 @@ class PiModel(Method):
     weight: float = 10.0
     ramp: float = 0.4  # fraction of training over which the weight rises
 
+    separable = True
+
     def views(self) -> dict[View, str]:
         return {WEAK: IMAGES, WEAK2: IMAGES}
 

@@ -20,6 +20,8 @@ class PseudoLabel(Method):
     weight: float = 1.0
     ramp: float = 0.4  # fraction of training over which the weight rises
 
+    separable = True
+
     def views(self) -> dict[View, str]:
         return {WEAK: IMAGES}
 

@@ -19,6 +19,8 @@ class Rotation(Method):
     weight: float = 1.0
     batch_norm: str = JOINT  # 'joint', with the images of other methods, or 'images'
 
+    separable = True
+
     def views(self) -> dict[View, str]:
         return {ROTATED: self.batch_norm}
 

@@ -24,6 +24,8 @@ class S4L(Method):
         """Whether the classifier is trained on all rotations: then evaluation also averages over them."""
         return self.all_copies
 
+    separable = True
+
     def views(self) -> dict[View, str]:
         return {LABELED_ROTATED: JOINT, ROTATED: JOINT}
 

@@ -34,6 +34,8 @@ class SelfTraining(Method):
     view: str = 'weak'  # of the student: 'weak' or 'strong' (the noise of Noisy Student)
     weight: float = 1.0
 
+    separable = True
+
     def __post_init__(self):
         if self.rounds < 1:
             raise UserError(f'self_training.rounds must be at least 1, not {self.rounds}.')

@@ -33,6 +33,10 @@ class Supervised(Method):
         if self.annealing and self.annealing not in ANNEALING:
             raise unknown('schedule of training signal annealing', self.annealing, ANNEALING)
 
+    @property
+    def separable(self) -> bool:
+        return not self.annealing
+
     def views(self) -> dict[View, str]:
         return {LABELED: JOINT}
 

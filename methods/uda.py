@@ -22,6 +22,8 @@ class UDA(Method):
     weight: float = 1.0
     statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
+    separable = True
+
     def views(self) -> dict[View, str]:
         weak, strong = weak_and_strong(self.statistics)
         return {WEAK: weak, STRONG: strong}

@@ -61,6 +61,21 @@ class Dense(nn.Module):
         return precision.matmul(x, kernel) + self.param('bias', nn.initializers.zeros, (self.features,))
 
 
+def block(layers: Callable[[jax.Array], Any], x: jax.Array, module: nn.Module, remat: bool) -> Any:
+    """Runs some layers of a network.
+
+    Args:
+        layers: The layers, as a function of their input.
+        x: Their input.
+        module: The network.
+        remat: Keep nothing of them but their input and output; the backward pass runs them again, which takes less
+            memory and up to a third more time (rematerialisation: Chen et al. 2016, arXiv:1604.06174).
+    """
+    if not remat or module.is_initializing():
+        return layers(x)
+    return nn.remat(lambda _, x: layers(x))(module, x)
+
+
 class Moments(NamedTuple):
     """Mean and variance of each channel, with a first axis of 2 if source and target domain are separate.
 

@@ -6,10 +6,12 @@ N(0, 2 / (k^2 C_out)). The official code's convolution biases are left out, sinc
 subtracts it again.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 
-from models.layers import BatchNorm, Conv
+from models.layers import BatchNorm, Conv, block
 
 
 class WideResNet(nn.Module):
@@ -23,6 +25,7 @@ class WideResNet(nn.Module):
     bn_momentum: float = 0.999
     bn_epsilon: float = 1e-3
     negative_slope: float = 0.1
+    remat: bool = False  # keep activations between blocks only, and compute those within again: less memory
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
@@ -30,22 +33,25 @@ class WideResNet(nn.Module):
             x = BatchNorm(self.bn_momentum, self.bn_epsilon, name=name)(x, train)
             return nn.leaky_relu(x, self.negative_slope)
 
+        def residual(x: jax.Array, features: int, name: str, stride: int, first: bool) -> tuple[jax.Array, jax.Array]:
+            y = norm_act(x, name + 'norm1')
+            if first:
+                x = y
+            y = Conv(features, stride=stride, name=name + 'conv1')(y)
+            y = norm_act(y, name + 'norm2')
+            y = Conv(features, name=name + 'conv2')(y)
+            if x.shape[-1] != features:
+                x = Conv(features, kernel_size=1, stride=stride, name=name + 'shortcut')(x)
+            return x + y, y
+
         outputs: dict[str, jax.Array] = {}
         x = Conv(16, name='stem')(images)
         for stage, blocks in enumerate(self.blocks):
-            features = 16 * self.width * 2**stage
-            for block in range(blocks):
-                name = f'stage{stage + 1}_block{block + 1}_'
-                stride = 2 if stage > 0 and block == 0 else 1
-                y = norm_act(x, name + 'norm1')
-                if stage == block == 0:
-                    x = y
-                y = Conv(features, stride=stride, name=name + 'conv1')(y)
-                y = norm_act(y, name + 'norm2')
-                y = Conv(features, name=name + 'conv2')(y)
-                if x.shape[-1] != features:
-                    x = Conv(features, kernel_size=1, stride=stride, name=name + 'shortcut')(x)
-                x = x + y
+            for i in range(blocks):
+                name = f'stage{stage + 1}_block{i + 1}_'
+                chosen = {'features': 16 * self.width * 2**stage, 'stride': 2 if stage > 0 and i == 0 else 1}
+                layers = functools.partial(residual, name=name, first=stage == i == 0, **chosen)
+                x, y = block(layers, x, self, self.remat)
             outputs |= {f'stage{stage + 1}': x, name + 'conv2': y}
         x = norm_act(x, 'norm')
         return outputs | {'map': x, 'features': x.mean(axis=(1, 2))}

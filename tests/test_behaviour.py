@@ -185,3 +185,28 @@ def test_loss_is_pure_and_keeps_the_shape_of_its_state(name):
     if first.pseudo_labels is not None:
         assert first.pseudo_labels.labels.shape == first.pseudo_labels.mask.shape == (4,)
         assert jnp.issubdtype(first.pseudo_labels.labels.dtype, jnp.integer)
+
+
+def half(inputs: Inputs, number: int) -> Inputs:
+    """Returns the first or the second half of every stream."""
+
+    def take(x: jax.Array) -> jax.Array:
+        return jnp.split(x, 2)[number]
+
+    return dataclasses.replace(
+        inputs,
+        labels=take(inputs.labels),
+        indices=jax.tree.map(take, inputs.indices),
+        images=jax.tree.map(take, inputs.images),
+        outputs=jax.tree.map(take, inputs.outputs),
+    )
+
+
+@pytest.mark.parametrize('name', [n for n in methods.names() if make(n).separable and make(n).views()])
+def test_loss_of_a_batch_is_the_mean_of_its_parts_where_a_method_says_so(name):
+    method, inputs = make(name), fakes.inputs(make(name), scale=3.0)
+    state = warm_state(method)
+    whole, *halves = (fakes.loss(method, part, state) for part in (inputs, half(inputs, 0), half(inputs, 1)))
+    assert whole.loss != 0
+    np.testing.assert_allclose(whole.loss, (halves[0].loss + halves[1].loss) / 2, rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, whole.state, state)

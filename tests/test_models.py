@@ -454,3 +454,38 @@ def test_networks_for_digits_drop_channels_in_training_by_the_key_of_each_image(
         assert np.any(maps['features'] != other['features'])
         empty = np.all(maps['stage2'] == 0, axis=(1, 2))
         assert 0.1 < empty.mean() < 0.8
+
+
+@pytest.mark.parametrize(
+    ('name', 'small', 'blocks'),
+    [
+        ('wide_resnet', {'blocks': (1, 2)}, 3),
+        ('resnet18', {'blocks': (1, 2)}, 3),
+        ('bit_r50x1', {'blocks': (1, 2)}, 3),
+        ('efficientnet_lite0', {}, 16),
+    ],
+)
+def test_every_block_can_be_rematerialised(name, small, blocks):
+    plain, remat = (models.create(name, 3, remat=remat, dropout=0.5, **small) for remat in (False, True))
+    assert list(plain.layers.items()) == list(remat.layers.items())
+    variables = jax.eval_shape(lambda key: remat.init(key, (32, 32, 1)), jax.random.key(0))
+    outputs = functools.partial(remat.apply, images=random(2, 32, 32, 1), train=True)
+    traced = jax.make_jaxpr(lambda variables: outputs(variables))(variables)
+    assert sum(equation.primitive.name == 'remat2' for equation in traced.eqns) == blocks
+
+
+def test_rematerialised_blocks_give_the_same_gradient_and_running_statistics():
+    images, keys = random(2, 8, 8, 1), jax.random.split(jax.random.key(1), 2)
+
+    def gradient(remat):
+        model = models.create('wide_resnet', 3, remat=remat, blocks=(1, 1), width=1, dropout=0.5)
+        variables = model.init(jax.random.key(0), (8, 8, 1))
+
+        def loss(params):
+            variables['params'] = params
+            outputs, batch_stats = model.apply(variables, images, True, keys=keys)
+            return jnp.square(outputs['logits']).sum(), batch_stats
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables['params'])
+
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), gradient(False), gradient(True))

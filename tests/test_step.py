@@ -11,7 +11,7 @@ import pytest
 from errors import UserError
 from methods.base import LABELED, STRONG, WEAK
 from models.conv import conv
-from train import losses, optimizer
+from train import diagnostics, losses, optimizer
 from train import mesh as mesh_lib
 from train import step as step_lib
 from train import views as views_lib
@@ -336,6 +336,53 @@ def test_a_batch_that_does_not_divide_over_the_devices_uses_fewer(caplog):
     assert not caplog.records
     assert mesh_lib.create(3, 21).size == 1
     assert 'Using 1 of 2 devices' in caplog.text
+
+
+PER_IMAGE = {  # a network that treats each image alone
+    'model.frozen_statistics': True,
+    'model.dropout': 0.5,
+    'methods.fixmatch.threshold': 0.0,
+    'batch_size': 4,
+}
+
+
+def test_parts_of_a_batch_one_after_another_equal_the_whole_batch(make_settings, data_dir):
+    """Also when each of two devices takes its own share of each part; dropped units are the same ones."""
+
+    def steps(devices, **overrides):
+        settings = make_settings(**PER_IMAGE, **overrides)
+        streams = Streams.load(settings, data_dir)
+        trainer = step_lib.Trainer.create(settings, streams.spec(settings))
+        trainer = dataclasses.replace(
+            trainer, augmentations={**trainer.augmentations, 'strong': trainer.augmentations['weak']}
+        )
+        mesh = jax.make_mesh((devices,), ('data',), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
+        with jax.set_mesh(mesh):
+            state = None
+            for i in range(2):
+                batch = mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, 0, i))
+                state = state or mesh_lib.put_replicated(mesh, step_lib.init(trainer, batch))
+                state, metrics = run_step(trainer, state, batch)
+        means = {name: total / count for name, (total, count) in metrics.means.items()}
+        return dataclasses.replace(state, metrics=None), means
+
+    whole, parts = steps(1), steps(2, micro_batches=2)
+    assert whole[1]['fixmatch/mask_rate'] == 1
+    for name, value in flat(whole).items():
+        np.testing.assert_allclose(flat(parts)[name], value, rtol=2e-4, atol=2e-6, err_msg=name)
+
+
+def test_parts_that_batch_norm_or_a_method_would_see_apart_have_to_be_asked_for(start, caplog):
+    settings = start(**{'batch_size': 4})[0].settings
+    settings = dataclasses.replace(settings, micro_batches=2, methods={'supervised': {}, 'freematch': {}})
+    data = start(**{'batch_size': 4})[0].data
+    with pytest.raises(UserError, match=r'batch norm and freematch would look at one part .* micro_batches_apart=True'):
+        step_lib.Trainer.create(settings, data)
+    accepted = step_lib.Trainer.create(dataclasses.replace(settings, micro_batches_apart=True), data)
+    diagnostics.check_micro_batches(2, accepted.apart)
+    assert 'only a part of the batch at a time is seen by batch norm and freematch' in caplog.text
+    with pytest.raises(UserError, match='micro_batches=3 does not divide the 4 labeled images'):
+        step_lib.Trainer.create(dataclasses.replace(settings, micro_batches=3), data)
 
 
 def test_separate_views_have_statistics_of_their_own_and_evaluation_those_of_the_clean_ones(start):

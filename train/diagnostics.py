@@ -117,6 +117,14 @@ def check_statistics(frozen: bool, weights: Weights | None) -> None:
         )
 
 
+def check_micro_batches(number: int, apart: list[str]) -> None:
+    """Warns of what sees a part of the batch only."""
+    if apart:
+        logging.warning(
+            'micro_batches=%d: only a part of the batch at a time is seen by %s.', number, ' and '.join(apart)
+        )
+
+
 def check_views(views: Iterable[View], vertical_flip: bool) -> None:
     """Warns of an augmentation with which rotations cannot be told apart."""
     if vertical_flip and any(view.augmentation == 'rotated' for view in views):

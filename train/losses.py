@@ -10,7 +10,7 @@ from errors import UserError
 from methods.base import JOINT, NO_GRAD, SEPARATE, Inputs, Loss, View
 from models import mlp, precision
 from train.trainer import Batch, Trainer, TrainState, stream_key
-from train.views import concatenate, split
+from train.views import concatenate, parts, split
 
 
 def total(
@@ -21,6 +21,7 @@ def total(
     images: dict[View, jax.Array],
     progress: jax.Array,
     frozen: frozenset[str] = frozenset(),
+    part: int | jax.Array = 0,
 ) -> tuple[jax.Array, tuple[Any, dict[str, Loss]]]:
     """Returns the sum of all losses, the new running statistics, and what every method returned.
 
@@ -28,27 +29,29 @@ def total(
         trainer: Network, methods and settings.
         params: Parameters of the network, in which the gradient is taken.
         state: The state before the step.
-        batch: The batch.
-        images: The views that `train.views.make_views` returns.
+        batch: The batch, or a part of it.
+        images: The views that `train.views.make_views` returns, or that part of them.
         progress: The fraction of the round that is done.
         frozen: Layers that run as in evaluation.
+        part: Number of the part, of `settings.micro_batches`.
 
     Raises:
         UserError: Two methods return running statistics.
     """
-    outputs, batch_stats = forward(trainer, params, state, images, frozen)
+    outputs, batch_stats = forward(trainer, params, state, images, frozen, part)
     losses: dict[str, Loss] = {}
     for name, method in trainer.methods.items():
+        key = stream_key(state.seed, f'methods.{name}', state.step)
         inputs = Inputs(
             labels=batch['labeled']['labels'] if 'labeled' in batch else None,
             indices={stream: part['indices'] for stream, part in batch.items()},
             images=images,
             outputs=outputs,
             progress=progress,
-            key=stream_key(state.seed, f'methods.{name}', state.step),
+            key=jax.random.fold_in(key, part) if trainer.settings.micro_batches > 1 else key,
             params=params,
             ema_params=state.ema_params,
-            forward=functools.partial(_forward_alone, trainer, state, batch_stats, frozen, name),
+            forward=functools.partial(_forward_alone, trainer, state, batch_stats, frozen, part, name),
             mlp=functools.partial(_mlp, trainer.model.precision, name),
         )
         with precision.used('float32'):
@@ -66,6 +69,7 @@ def forward(
     state: TrainState,
     images: dict[View, jax.Array],
     frozen: frozenset[str] = frozenset(),
+    part: int | jax.Array = 0,
 ) -> tuple[dict[View, dict[str, jax.Array]], Any]:
     """Runs the network over the views: once over 'joint' and 'no_grad' views, and once over 'separate' ones.
 
@@ -75,6 +79,7 @@ def forward(
         state: The state before the step.
         images: The views.
         frozen: Layers that run as in evaluation.
+        part: As in `total`.
 
     Returns:
         {view: {output: `[n, ...]`}}, and the new running statistics, which 'separate' views do not enter.
@@ -88,8 +93,7 @@ def forward(
 
     def join(policy: str) -> models.Batch:
         views = groups[policy]
-        # A key for each image, so that the dropped units do not depend on the composition of the batch.
-        keys = [jax.random.split(stream_key(state.seed, f'drop.{v}', state.step), len(images[v])) for v in views]
+        keys = [_keys(trainer, state, str(v), len(images[v]), part) for v in views]
         domains = [jax.numpy.full(len(images[v]), v.stream == 'unlabeled', 'int32') for v in views]
         return models.Batch(
             concatenate([images[v] for v in views]),
@@ -123,6 +127,7 @@ def _forward_alone(
     state: TrainState,
     running: Any,
     frozen: frozenset[str],
+    part: int | jax.Array,
     method: str,
     params: Any,
     images: jax.Array,
@@ -132,8 +137,14 @@ def _forward_alone(
     """Runs the network on a separate batch, with its own statistics or those given; bound to `Inputs.forward`."""
     if batch_stats is not None:
         return trainer.model.apply({'params': params, 'batch_stats': batch_stats}, images)
-    keys = jax.random.split(stream_key(state.seed, f'drop.{method}.{draw}', state.step), len(images))
+    keys = _keys(trainer, state, f'{method}.{draw}', len(images), part)
     return trainer.model.apply({'params': params, 'batch_stats': running}, images, True, frozen=frozen, keys=keys)
+
+
+def _keys(trainer: Trainer, state: TrainState, name: str, size: int, part: int | jax.Array) -> jax.Array:
+    """Returns a key for each image, so that the dropped units do not depend on the composition of the batch."""
+    number = trainer.settings.micro_batches
+    return parts(jax.random.split(stream_key(state.seed, f'drop.{name}', state.step), number * size), number)[part]
 
 
 def _mlp(used: str, method: str, params: Any, name: str, x: jax.Array) -> jax.Array:

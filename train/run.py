@@ -60,7 +60,7 @@ def run(
         loop.Interrupted: After SIGTERM or Ctrl-C.
     """
     trainer, streams = prepare(settings, data_dir)
-    mesh = mesh_lib.create(*trainer.batch_sizes.values())
+    mesh = mesh_lib.create(*trainer.together)
     with jax.set_mesh(mesh):
         # Before anything is written.
         batch = mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, settings.seed, 0))
@@ -96,6 +96,7 @@ def _begin(trainer: Trainer, streams: Streams, folder: RunFolder) -> None:
         raise UserError(f'{folder.path} was begun with other labels or images. Choose another --workdir.')
     folder.write_json('labels.json', streams.manifest)
     diagnostics.check_statistics(trainer.model.frozen_statistics, trainer.model.weights)
+    diagnostics.check_micro_batches(settings.micro_batches, trainer.apart)
     diagnostics.check_views(trainer.views, settings.data.weak.get('vertical_flip', False))
     counts = ', '.join(f'{len(indices)} {stream}' for stream, indices in streams.indices.items())
     test_images = len(streams.held_out['test'][0])

@@ -163,6 +163,8 @@ class Settings:
     seed: int = 0
     steps: int = 2**20
     batch_size: int = 64  # labeled images in a step
+    micro_batches: int = 1  # parts of a batch that pass the network one after another, which takes less memory
+    micro_batches_apart: bool = False  # even where batch norm or a method would look at the whole batch
     data: Data = dataclasses.field(default_factory=Data)
     model: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {'name': 'wide_resnet'})  # models.settings
     methods: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # {name: its fields}; losses add
@@ -176,7 +178,7 @@ class Settings:
     transfer: Transfer = dataclasses.field(default_factory=Transfer)
 
     def __post_init__(self):
-        for name in ('steps', 'batch_size', 'log_steps', 'eval_steps', 'checkpoint_steps'):
+        for name in ('steps', 'batch_size', 'micro_batches', 'log_steps', 'eval_steps', 'checkpoint_steps'):
             check_range(name, getattr(self, name), 1)
         if 0 < self.steps <= self.optimizer.unfreeze_step:
             raise UserError('optimizer.unfreeze_step must come before the last of the steps.')
@@ -276,6 +278,7 @@ def idle(settings: Settings) -> dict[str, str]:
         'inverse': ('inverse_gamma', 'inverse_power'),
     }.items():
         add(schedule != name, f'with optimizer.schedule={schedule}', *(f'optimizer.{field}' for field in used))
+    add(settings.micro_batches == 1, 'with micro_batches=1', 'micro_batches_apart')
     name = settings.optimizer.name
     adam, why = name in ('adamw', 'lamb'), f'with optimizer.name={name}'
     add(adam, why, 'optimizer.momentum')

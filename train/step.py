@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 
 import models
-from methods.base import DataSpec, Loss
+from methods.base import DataSpec, Loss, View
 from train import losses, optimizer
 from train.trainer import Batch, Metrics, Trainer, TrainState, stream_key
-from train.views import make_views
+from train.views import make_views, parts
 
 _NOTHING = Metrics({}, {})
 
@@ -129,12 +129,7 @@ def _update(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool) 
     progress = state.step % trainer.round_steps / trainer.round_steps
     images = make_views(trainer, state, batch)
 
-    def loss_fn(trained):
-        params = optimizer.merge(state.params, trained)
-        return losses.total(trainer, params, state, batch, images, progress, frozen)
-
-    # Differentiate trained parameters only, so that XLA can drop the backward pass below the lowest of their layers.
-    (loss, (batch_stats, results)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+    gradient, seen, metrics = _gradient(trainer, state, trained, batch, images, progress, frozen)
     clipped = optimizer.clip(settings.optimizer, gradient)
     gradients, values = _parts(trainer, clipped), _parts(trainer, trained)
     updates: dict[str, dict[str, jax.Array]] = {}
@@ -153,29 +148,70 @@ def _update(trainer: Trainer, state: TrainState, batch: Batch, head_only: bool) 
     ema = optax.incremental_update(new_trained, optimizer.select(state.ema_params, rates), pace)
     ema_batch_stats = {}
     if settings.ema_statistics:
-        ema_batch_stats = optax.incremental_update(batch_stats, state.ema_batch_stats, pace)
+        ema_batch_stats = optax.incremental_update(seen.batch_stats, state.ema_batch_stats, pace)
     new = dataclasses.replace(
-        state,
+        seen,
         step=state.step + 1,
         params=optimizer.merge(state.params, new_trained),
-        batch_stats=batch_stats,
         ema_params=optimizer.merge(state.ema_params, ema),
         ema_batch_stats=ema_batch_stats,
         opt_state=opt_state,
-        methods={name: result.state for name, result in results.items()},
     )
     means = {
-        'loss': _mean(loss),
         'gradient_norm': _mean(optax.tree.norm(gradient)),
         'parameter_norm': _mean(optax.tree.norm(new.params)),
         'learning_rate': _mean(rate),
     }
-    return new, _metrics(means, results, batch, trainer.data.num_classes)
+    return new, Metrics(metrics.means | means, metrics.histograms)
 
 
-def _metrics(means: dict[str, jax.Array], results: dict[str, Loss], batch: Batch, num_classes: int) -> Metrics:
-    """Returns the metrics of a step: those given, those of the methods, and the accuracy of their pseudo-labels."""
-    histograms = {}
+def _gradient(
+    trainer: Trainer,
+    state: TrainState,
+    trained: dict,
+    batch: Batch,
+    images: dict[View, jax.Array],
+    progress: jax.Array,
+    frozen: frozenset[str],
+) -> tuple[dict, TrainState, Metrics]:
+    """Returns the gradient of all losses, the state with what the losses changed, and their metrics.
+
+    The arguments are those of `losses.total`. With `micro_batches` the parts of the batch pass the network one after
+    another, and only the activations of one are in memory. The gradient is the mean of theirs.
+    """
+
+    def of_part(state: TrainState, batch: Batch, images: dict[View, jax.Array], part: int | jax.Array):
+        def loss_fn(trained):
+            params = optimizer.merge(state.params, trained)
+            return losses.total(trainer, params, state, batch, images, progress, frozen, part)
+
+        # Differentiate trained parameters only, so that XLA can drop the backward pass below the lowest of them.
+        (loss, (batch_stats, results)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+        own = {name: result.state for name, result in results.items()}
+        new = dataclasses.replace(state, batch_stats=batch_stats, methods=own)
+        return gradient, new, _metrics(loss, results, batch, trainer.data.num_classes)
+
+    number = trainer.settings.micro_batches
+    if number == 1:
+        return of_part(state, batch, images, 0)
+
+    def add(carried, part):
+        total, batch_stats, own = carried
+        gradient, new, metrics = of_part(dataclasses.replace(state, batch_stats=batch_stats, methods=own), *part)
+        return (jax.tree.map(jnp.add, total, gradient), new.batch_stats, new.methods), metrics
+
+    labels = {name: {key: stream[key] for key in ('labels', 'indices')} for name, stream in batch.items()}
+    zeros = jax.tree.map(jnp.zeros_like, trained)
+    (total, batch_stats, own), metrics = jax.lax.scan(
+        add, (zeros, state.batch_stats, state.methods), (*parts((labels, images), number), jnp.arange(number))
+    )
+    new = dataclasses.replace(state, batch_stats=batch_stats, methods=own)
+    return jax.tree.map(lambda x: x / number, total), new, jax.tree.map(lambda x: x.sum(0), metrics)
+
+
+def _metrics(loss: jax.Array, results: dict[str, Loss], batch: Batch, num_classes: int) -> Metrics:
+    """Returns the metrics of the losses, with the accuracy of their pseudo-labels."""
+    means, histograms = {'loss': _mean(loss)}, {}
     for name, result in results.items():
         means |= {f'{name}/{key}': _mean(value) for key, value in result.metrics.items()}
         if result.pseudo_labels is not None:

@@ -124,6 +124,7 @@ class Trainer:
                 f'{taught[0]} learns from the averaged network, which ema_decay=0 makes the network itself.'
             )
         trainer._check_cached_features()
+        trainer._check_micro_batches()
         return trainer
 
     def _check_cached_features(self) -> None:
@@ -140,6 +141,31 @@ class Trainer:
             raise UserError(f'data.cache_features leaves no image to augment or change: {", ".join(other)} cannot be.')
         if restarting := [name for name, method in self.methods.items() if method.restart]:
             raise UserError(f'data.cache_features: {restarting[0]} would go on with another network than they are of.')
+
+    def _check_micro_batches(self) -> None:
+        number = self.settings.micro_batches
+        if number == 1:
+            return
+        for stream, size in self.batch_sizes.items():
+            if size % number:
+                raise UserError(f'micro_batches={number} does not divide the {size} {stream} images of a step.')
+        if self.augmentations['rotated'].copies == 1 and any(view.augmentation == 'rotated' for view in self.views):
+            raise UserError('micro_batches needs all rotations of an image together: set data.rotated.copies=4.')
+        if self.apart and not self.settings.micro_batches_apart:
+            raise UserError(
+                f'With micro_batches={number}, {" and ".join(self.apart)} would look at one part of the batch at a '
+                'time, which is another training. Set micro_batches_apart=True to accept that.'
+            )
+
+    @functools.cached_property
+    def apart(self) -> list[str]:
+        """Names of what sees a part of the batch only, and is not the same as on the whole batch."""
+        if self.settings.micro_batches == 1:
+            return []
+        model = self.model
+        norms = any(layer.norm and any(self.layer_rates.get(n, {}).values()) for n, layer in model.layers.items())
+        methods = [name for name, method in self.methods.items() if not method.separable]
+        return ['batch norm'] * (norms and not model.frozen_statistics) + methods
 
     @functools.cached_property
     def layer_rates(self) -> dict[str, dict[str, float]]:
@@ -180,6 +206,11 @@ class Trainer:
     def batch_sizes(self) -> dict[str, int]:
         """{stream that the methods read: number of its images in a step}."""
         return {stream: self.data.batch_sizes[stream] for stream in sorted({view.stream for view in self.views})}
+
+    @property
+    def together(self) -> list[int]:
+        """Number of images of each of these streams that pass the network together."""
+        return [size // self.settings.micro_batches for size in self.batch_sizes.values()]
 
 
 def stream_key(seed: int | jax.Array, stream: str, step: int | jax.Array) -> jax.Array:

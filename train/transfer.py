@@ -47,7 +47,7 @@ def report(settings: Settings, workdir: pathlib.Path, data_dir: str | None = Non
         for start in STARTS:
             tuned = finetuning(settings, labels, str(workdir) if start == 'pretrained' else '')
             trainer, streams = run.prepare(tuned, data_dir)
-            mesh = mesh_lib.create(*trainer.batch_sizes.values())
+            mesh = mesh_lib.create(*trainer.together)
             streams = evaluation.features(trainer, streams, mesh, settings.transfer.layer)
             labeled = streams.indices['labeled']
             train, test = (streams.images[labeled], streams.labels[labeled]), streams.held_out['test']

@@ -59,10 +59,23 @@ def split(array: jax.Array, sizes: list[int]) -> list[jax.Array]:
     return _on_every_device(lambda local: tuple(jnp.split(local, ends)))(array)
 
 
-def _on_every_device(f: Callable) -> Callable:
-    """Returns a per-example function that runs on each device's own examples, without communication."""
+def parts(tree: Any, number: int) -> Any:
+    """Returns arrays `[n, ...]` as `[number, n / number, ...]`: each device divides its own images."""
+
+    def divide(local: Any) -> Any:
+        return jax.tree.map(lambda x: x.reshape(number, len(x) // number, *x.shape[1:]), local)
+
+    return _on_every_device(divide, axis=1)(tree)
+
+
+def _on_every_device(f: Callable, axis: int = 0) -> Callable:
+    """Returns a per-example function that runs on each device's own examples, without communication.
+
+    Args:
+        f: The function.
+        axis: Of the examples in its results.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return f
-    batch = jax.P(*mesh.axis_names)
-    return jax.shard_map(f, in_specs=batch, out_specs=batch)
+    return jax.shard_map(f, in_specs=jax.P(*mesh.axis_names), out_specs=jax.P(*[None] * axis, *mesh.axis_names))
