@@ -2,11 +2,11 @@
 
     python -m benchmarks.cost [WRN-28-2 ...]
 
-GFLOP are XLA's count for the step as it is traced for a GPU: forward, backward, update and augmentation. GB per step are
-what it reads and writes after XLA's fusions for a CPU, and GB of memory what it needs at a time there: state, batch, and
-all that is kept for the backward pass. A compiler for GPUs has other fusions. A step of the expected speed takes the
-longer of two times, that of its FLOP and that of its bytes, at UTILISATION of the data sheet's peaks. Compiling takes
-about a minute a recipe.
+GFLOP are XLA's count for the step as it is traced for a GPU: forward, backward, update and augmentation. GB per step
+are what it reads and writes after XLA's fusions for a CPU, GB of memory what it needs at a time there: state, batch,
+and all that is kept for the backward pass. A compiler for GPUs has other fusions. A step of the expected speed takes
+the longer of two times, that of its FLOP and that of its bytes, at UTILISATION of the data sheet's peaks. Compiling
+takes about a minute a recipe.
 """
 
 import argparse
@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     print(markdown(('network', 'config', 'images', 'GFLOP/step', 'GB/step', 'GB of memory'), rows))
 
-    print(f'\nExpected steps/s, computed, at {UTILISATION:.0%} of the peaks; * limited by the memory\'s bandwidth')
+    print(f"\nExpected steps/s, computed, at {UTILISATION:.0%} of the peaks; * limited by the memory's bandwidth")
     columns = [(name, gpu, precision) for name, gpu in GPUS.items() for precision in gpu.flops]
     rows = []
     for name, cost in costs.items():

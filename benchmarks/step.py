@@ -17,12 +17,13 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,6 +49,7 @@ class Workload:
         shape: Of the images.
         convolutions: Weight gradients to compare.
         steps: Of a round.
+        batch_size: Labeled images in a step, unless another number is asked for.
     """
 
     arg: str
@@ -55,9 +57,12 @@ class Workload:
     shape: tuple[int, int, int]
     convolutions: tuple[str, ...]
     steps: int
+    batch_size: int = 16
 
 
+COMPARED = ('wide_resnet', 'efficientnet_lite0')  # with PyTorch
 WORKLOADS = {
+    'digits': Workload('digits,labels=20', 3, (8, 8, 1), ('xla',), steps=50, batch_size=8),
     'wide_resnet': Workload('cifar10,labels=40', 7, (32, 32, 3), ('xla', 'blocked'), steps=2),
     'efficientnet_lite0': Workload('emoji/noto,labels=20,model=efficientnet_lite0', 3, (64, 64, 3), ('xla',), steps=8),
 }
@@ -157,17 +162,21 @@ def compiled(trainer: 'Trainer') -> tuple[Callable[[int], float], int]:
     return seconds, mesh.size
 
 
-def start(stack: contextlib.ExitStack, *command: str) -> tuple[str, Callable[[int], float]]:
+def start(
+    stack: contextlib.ExitStack, *command: str, environment: Mapping[str, str] | None = None
+) -> tuple[str, Callable[[int], float]]:
     """Starts a contestant.
 
     Args:
         stack: Ends it.
         command: Prints a line about itself, then answers each number of steps with the seconds they took.
+        environment: Variables beside those of this process.
 
     Returns:
         Its line about itself, '' if it fails, and a function (number of steps) -> seconds.
     """
-    process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
+    process = stack.enter_context(subprocess.Popen(command, env={**os.environ, **(environment or {})}, **pipes))
 
     def seconds(steps: int) -> float:
         time.sleep(0.5)  # until the threads of the contestant before have stopped spinning
@@ -178,14 +187,19 @@ def start(stack: contextlib.ExitStack, *command: str) -> tuple[str, Callable[[in
     return process.stdout.readline().strip(), seconds
 
 
+def ours(network: str, policy: str, convolution: str, batch_size: int) -> tuple[str, ...]:
+    """Returns the command of a process that makes our steps; its arguments are those of `serve`."""
+    served = f'--serve={network},{policy},{convolution}'
+    return sys.executable, '-m', 'benchmarks.step', f'--batch_size={batch_size}', served
+
+
 def commands(network: str, batch_size: int, torch_python: str) -> dict[str, Sequence[str]]:
     """Returns {contestant: the command that `start` gets}; the first word of a name is its policy."""
     work = WORKLOADS[network]
-    ours = (sys.executable, '-m', 'benchmarks.step', f'--batch_size={batch_size}', '--serve')
     torch_script = str(pathlib.Path(__file__).with_name('torch_step.py'))
     more = str(batch_size), str(work.ratio), str(work.shape[0])
     return {
-        f'{policy}, {convolution} weight gradient': (*ours, f'{network},{policy},{convolution}')
+        f'{policy}, {convolution} weight gradient': ours(network, policy, convolution, batch_size)
         for policy in POLICIES
         for convolution in work.convolutions
     } | {f'{policy}, {PYTORCH}': (torch_python, torch_script, network, policy, *more) for policy in POLICIES}
@@ -194,7 +208,7 @@ def commands(network: str, batch_size: int, torch_python: str) -> dict[str, Sequ
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--network', choices=WORKLOADS, default='wide_resnet', help='(default: wide_resnet)')
+    parser.add_argument('--network', choices=COMPARED, default='wide_resnet', help='(default: wide_resnet)')
     parser.add_argument('--batch_size', type=int, default=16, help='labeled images in a step (default: 16)')
     parser.add_argument('--rounds', type=int, default=7, help='measured rounds (default: 7)')
     parser.add_argument('--torch_python', default=sys.executable, help='a Python that has PyTorch')
