@@ -68,18 +68,20 @@ class GPU(NamedTuple):
     bandwidth: float
 
 
+# T4 (its tensor cores know neither format), A100 SXM with 80 GB, H100 SXM; then those that others report of.
 GPUS = {
     'T4': GPU({'float32': 8.1e12}, 320e9),
-    'A100 80 GB SXM': GPU({'float32': 19.5e12, 'tensorfloat32': 156e12, 'bfloat16': 312e12}, 2039e9),
-    'H100 SXM': GPU({'float32': 67e12, 'tensorfloat32': 495e12, 'bfloat16': 989e12}, 3350e9),
+    'A100': GPU({'float32': 19.5e12, 'tensorfloat32': 156e12, 'bfloat16': 312e12}, 2039e9),
+    'H100': GPU({'float32': 67e12, 'tensorfloat32': 495e12, 'bfloat16': 989e12}, 3350e9),
 }
+# V100 SXM2, GeForce RTX 2080 Ti and Quadro RTX 6000 (of Turing; which RTX 6000 it was is not said).
 ANCHORED = {
-    'V100 SXM2': GPU({'float32': 15.7e12}, 900e9),
+    'V100': GPU({'float32': 15.7e12}, 900e9),
     'RTX 2080 Ti': GPU({'float32': 13.4e12}, 616e9),
-    'Quadro RTX 6000': GPU({'float32': 16.3e12}, 672e9),
+    'RTX 6000': GPU({'float32': 16.3e12}, 672e9),
 }
 # Steps/s on one GPU that users of PyTorch code report for FixMatch's WRN-28-2 recipe (docs/scaling.md has the sources).
-ANCHORS = {'V100 SXM2': (2**20 / (16 * 3600) / 4,), 'RTX 2080 Ti': (1000 / 360, 1000 / 300), 'Quadro RTX 6000': (1.2,)}
+ANCHORS = {'V100': (2**20 / (16 * 3600) / 4,), 'RTX 2080 Ti': (1000 / 360, 1000 / 300), 'RTX 6000': (1.2,)}
 UTILISATION = 0.3  # of the peaks, as the first two of them have it
 
 
@@ -162,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, cost in costs.items():
         limited = [cost.traffic / gpu.bandwidth > cost.flop / gpu.flops[precision] for _, gpu, precision in columns]
         speeds = [cost.speed(gpu, precision) for _, gpu, precision in columns]
-        rows.append((name, *(f'{x:.2g}{"*" * star}' for x, star in zip(speeds, limited, strict=True))))
+        rows.append((name, *(f'{float(f"{x:.2g}"):g}{"*" * star}' for x, star in zip(speeds, limited, strict=True))))
     print(markdown(('network', *(f'{name}, {precision}' for name, _, precision in columns)), rows))
 
     if 'WRN-28-2' in costs:

@@ -1,6 +1,6 @@
 """Measures on a GPU what docs/scaling.md computes, and prints it as a table in Markdown.
 
-    python -m benchmarks.gpu [--out=gpu.json] [--rounds=7] [--small]
+    python -m benchmarks.gpu [--out=gpu.json] [--rounds=7] [--part=input] [--small]
 
 Rows are the steps of some RECIPES of benchmarks/cost.py in each precision; FixMatch's CIFAR-10 step in one process and
 in two that share the GPU; RandAugment alone; and the input: making the step's batches on the host, and bringing them to
@@ -90,28 +90,18 @@ def reading(number: int, small: bool) -> Rows:
             jax.block_until_ready(mesh_lib.put_batch(mesh, batch))
         return time.perf_counter() - start
 
-    def augmented(protocol: str) -> Callable[[int], float]:
-        run, _ = augment.ours(Strong(protocol=protocol), sizes['unlabeled'])
+    run, pairs = augment.ours(Strong(), sizes['unlabeled'])
 
-        def seconds(times: int) -> float:
-            start = time.perf_counter()
-            for _ in range(times):
-                run()
-            return time.perf_counter() - start
+    def augmented(times: int) -> float:
+        start = time.perf_counter()
+        for _ in range(times):
+            run()
+        return time.perf_counter() - start
 
-        return seconds
-
-    # {name: (unit, images or pairs in a call, function (number of calls) -> seconds)}
     read = sum(sizes.values())
+    # {name: (unit, images or pairs in a call, function (number of calls) -> seconds)}
     parts = {
-        f'RandAugment ({protocol}) and a weak view': (
-            'pairs/s',
-            augment.REPEATS * sizes['unlabeled'],
-            augmented(protocol),
-        )
-        for protocol in ('google', 'torchssl')
-    }
-    parts |= {
+        'RandAugment and a weak view, alone': ('pairs/s', pairs, augmented),
         f'batches on the host, {read} images a step': ('images/s', read, make),
         f'batches to the device, {read} images a step': ('images/s', read, put),
     }
@@ -146,10 +136,8 @@ def shared(number: int, small: bool) -> Rows:
             started.append(seconds)
         count = repeats(started[0], small)
         contestants = {
-            f'{command[-1].partition("=")[2].partition(",")[0]}, {n} process{"es" * (n > 1)} on the device': (
-                functools.partial(devices.together, started[:n], count)
-            )
-            for n in (1, 2)
+            '1 process, WRN-28-2, float32': functools.partial(devices.together, started[:1], count),
+            '2 processes on the device': functools.partial(devices.together, started, count),
         }
         return {name: ('steps/s', values) for name, values in rounds.measure(contestants, number).items()}
 
@@ -212,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--out', help='JSON file for all figures')
     parser.add_argument('--rounds', type=int, default=7, help='measured rounds (default: 7)')
     parser.add_argument('--small', action='store_true', help='tiny, to try it out: the figures mean nothing')
-    parser.add_argument('--part', help=argparse.SUPPRESS)
+    parser.add_argument('--part', choices=(*NETWORKS, INPUT), help='only this one, in this process, as JSON')
     args = parser.parse_args(arguments)
     if args.part:
         print(json.dumps(part(args.part, args.rounds, args.small)))
