@@ -24,6 +24,7 @@ from benchmarks import step as step_benchmark
 
 # Processes on one GPU take memory as they need it.
 SHARED = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
+ROUND_SECONDS = 2.0
 
 
 @contextlib.contextmanager
@@ -35,6 +36,11 @@ def on_cores(cores: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def repeats(seconds: Callable[[int], float]) -> int:
+    """Returns how often to do something, `seconds` (number of times) -> seconds, for ROUND_SECONDS; at least thrice."""
+    return max(3, round(3 * ROUND_SECONDS / seconds(3)))
 
 
 def together(processes: Sequence[Callable[[int], float]], steps: int) -> float:
@@ -94,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = step_benchmark.ours(args.network, 'no_grad', work.convolutions[0], batch_size)
     gpus = [gpu for gpu in args.gpus.split(',') if gpu]
     with contextlib.ExitStack() as stack:
-        steps_per_second = {}
+        processes_of = {}
         for name, processes in contestants(gpus, sorted(os.sched_getaffinity(0))).items():
             started = []
             for cores, variables in processes:
@@ -105,8 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f'{name}: {banner}')
                 seconds(1)  # compiles
                 started.append(seconds)
-            steps_per_second[name] = functools.partial(together, started, work.steps)
-        results = rounds.measure(steps_per_second, args.rounds)
+            processes_of[name] = started
+        steps = repeats(next(iter(processes_of.values()))[0]) if gpus else work.steps
+        speeds = {name: functools.partial(together, started, steps) for name, started in processes_of.items()}
+        results = rounds.measure(speeds, args.rounds)
     first = next(iter(results.values()))
     views = f'{args.network}, batch {batch_size} x {1 + 2 * work.ratio}'
     print(f'\n{views:<34}{"steps/s":>9}{"ratio":>8}{"lowest":>8}{"highest":>9}')

@@ -170,6 +170,13 @@ def test_gpu_goes_on_without_what_does_not_fit(monkeypatch, capsys):
     assert 'WRN-28-2, bfloat16: RESOURCE_EXHAUSTED: Out of memory\n' in capsys.readouterr().out
 
 
+def test_gpu_goes_on_where_no_second_process_fits(monkeypatch, capfd):
+    commands = iter([fake(2), (sys.executable, '-c', 'print("banner")')])
+    monkeypatch.setattr(step, 'start', lambda stack, *_, start=step.start, **__: start(stack, *next(commands)))
+    assert gpu.shared(1, small=True) == {}
+    assert 'One of two processes on the device failed' in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     ('busy', 'words'), [(0.0, 'Idle: '), (1.2, 'NOT IDLE, these figures do not count: '), (float('nan'), 'How busy ')]
 )
