@@ -2,14 +2,15 @@
 
 import importlib
 import io
+import json
 import sys
 
 import jax
 import pytest
 
-from benchmarks import augment, methods, rounds, step
+from benchmarks import augment, cost, devices, gpu, methods, rounds, step
 from configs import fixmatch
-from models import conv
+from models import conv, precision
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def small_network(monkeypatch):
     monkeypatch.setattr(fixmatch, 'get_config', small)
 
 
-@pytest.mark.parametrize('name', ['augment', 'methods', 'step'])
+@pytest.mark.parametrize('name', ['augment', 'devices', 'gpu', 'methods', 'step'])
 def test_help(name, capsys):
     with pytest.raises(SystemExit, match='0'):
         importlib.import_module(f'benchmarks.{name}').main(['--help'])
@@ -63,14 +64,13 @@ def test_step_answers_with_seconds(monkeypatch, capsys):
     assert min(map(float, seconds)) > 0
 
 
-def test_step_compares_with_pytorch(monkeypatch, capsys):
-    def fake(seconds):
-        return (
-            sys.executable,
-            '-c',
-            f'import sys; print("banner", flush=True); [print({seconds}, flush=True) for _ in sys.stdin]',
-        )
+def fake(seconds):
+    """Returns the command of a process that says that it takes so many seconds, whatever the number of steps."""
+    code = f'import sys; print("banner", flush=True); [print({seconds}, flush=True) for _ in sys.stdin]'
+    return sys.executable, '-c', code
 
+
+def test_step_compares_with_pytorch(monkeypatch, capsys):
     monkeypatch.setattr(step, 'commands', lambda *_: {'joint, ours': fake(2), 'joint, PyTorch': fake(3)})
     step.main(['--batch_size=4', '--rounds=1'])
     ours, torch = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
@@ -79,14 +79,102 @@ def test_step_compares_with_pytorch(monkeypatch, capsys):
 
 
 def test_step_without_pytorch(monkeypatch, capsys):
-    ours = (sys.executable, '-c', 'import sys; print("banner", flush=True); [print(2, flush=True) for _ in sys.stdin]')
-    monkeypatch.setattr(
-        step, 'commands', lambda *_: {'joint, ours': ours, 'joint, PyTorch': (sys.executable, '-c', '')}
-    )
+    commands = {'joint, ours': fake(2), 'joint, PyTorch': (sys.executable, '-c', '')}
+    monkeypatch.setattr(step, 'commands', lambda *_: commands)
     step.main(['--rounds=1'])
     out = capsys.readouterr().out
     assert 'joint, PyTorch: not there, so no ratios' in out
     assert out.endswith('nan\n')
+
+
+def test_devices_in_total_and_as_a_ratio(monkeypatch, capsys):
+    monkeypatch.setattr(step, 'ours', lambda *_: fake(2))
+    monkeypatch.setattr(devices.os, 'sched_getaffinity', lambda _: {4, 5})
+    used = []
+    monkeypatch.setattr(devices.os, 'sched_setaffinity', lambda _, cores: used.append(sorted(cores)))
+    devices.main(['--rounds=1'])
+    rows = [line.rsplit(maxsplit=4) for line in capsys.readouterr().out.splitlines()[-4:]]
+    # 50 steps in 2 seconds; of two processes each.
+    assert [row[:3] for row in rows] == [
+        ['cores: 1, a device each', '25.00', '1.00'],
+        ['cores: 2, a device each', '25.00', '1.00'],
+        ['cores: 2, one device', '25.00', '1.00'],
+        ['cores: 2, a process each', '50.00', '2.00'],
+    ]
+    assert used[::2] == [[4], [4, 5], [4, 5], [4], [5]]
+    assert used[1::2] == [[4, 5]] * 5
+
+
+@pytest.mark.parametrize(
+    ('gpus', 'expected'),
+    [
+        ('0', {'GPUs: 1': ['0'], 'GPUs: 1, in 2 processes': ['0', '0']}),
+        (
+            '123',
+            {'GPUs: 1': ['1'], 'GPUs: 2': ['1,2'], 'GPUs: 3': ['1,2,3'], 'GPUs: 3, in 3 processes': ['1', '2', '3']},
+        ),
+    ],
+)
+def test_devices_are_gpus(gpus, expected):
+    contestants = devices.contestants(list(gpus), [0])
+    visible = {name: [e['CUDA_VISIBLE_DEVICES'] for _, e in processes] for name, processes in contestants.items()}
+    assert visible == expected
+
+
+def test_cost(monkeypatch, capsys):
+    monkeypatch.setattr(conv, 'has_avx512', conv.has_avx512)  # `main` changes it
+    small = {'model.blocks': (1,), 'model.width': 1, 'batch_size': 2}
+    monkeypatch.setitem(cost.RECIPES, 'WRN-28-2', cost.Recipe('fixmatch:cifar10,labels=40', (32, 32, 3), 10, small))
+    cost.main(['WRN-28-2'])
+    row = capsys.readouterr().out.splitlines()[2].split(' | ')
+    # Three convolutions of 3x3, to 16 channels each, at 32x32 pixels without those outside. The first has no gradient
+    # in its input. The rest of the step, batch norm and the augmentation above all, is less than half of it.
+    products = 2 * 16 * 94**2 * (2 * 3 + 3 * 16 + 3 * 16) * 30 / 1e9
+    assert row[2] == '30'
+    assert products < float(row[3]) < 1.5 * products
+
+
+def test_speed_is_that_of_the_tighter_limit():
+    work, chip = cost.Cost(1, flop=6.0, traffic=3.0, memory=0.0), {'float32': 60.0, 'bfloat16': 600.0}
+    assert work.speed(cost.GPU(chip, 90.0), 'float32') == pytest.approx(10 * cost.UTILISATION)
+    assert work.speed(cost.GPU(chip, 90.0), 'bfloat16') == pytest.approx(30 * cost.UTILISATION)
+
+
+def test_gpu(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(augment, 'REPEATS', 1)
+    monkeypatch.setattr(precision, 'PRECISIONS', {'float32': precision.PRECISIONS['float32']})
+    monkeypatch.setattr(gpu, 'alone', gpu.part)
+    monkeypatch.setattr(step, 'ours', lambda *_: fake(2))
+    gpu.main(['--small', '--rounds=1', f'--out={tmp_path}/gpu.json'])
+    written = json.loads((tmp_path / 'gpu.json').read_text())
+    assert written['machine']['device'] == '2 x cpu'
+    assert written['machine']['jax'] == jax.__version__
+    speeds = {name: values for name, (_, values) in written['rows'].items()}
+    assert [name.partition(',')[0] for name in speeds] == [
+        'WRN-28-2',
+        *('RandAugment and a weak view', 'batches on the host', 'batches to the device'),
+        *('1 process', '2 processes on the device'),
+    ]
+    assert all(len(values) == 1 and values[0] > 0 for values in speeds.values())
+    assert list(speeds.values())[-2:] == [[0.5], [1.0]]  # a step in 2 seconds, of each process
+    assert sum(line.startswith('| ') for line in capsys.readouterr().out.splitlines()) == 2 + len(speeds)
+
+
+def test_gpu_goes_on_without_what_does_not_fit(monkeypatch, capsys):
+    def full(trainer):
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\nmore of it')
+
+    monkeypatch.setattr(step, 'compiled', full)
+    monkeypatch.setattr(rounds, 'busy_cores', lambda: 0.0)
+    assert gpu.steps('WRN-28-2', 1, small=True) == {}
+    assert 'WRN-28-2, bfloat16: RESOURCE_EXHAUSTED: Out of memory\n' in capsys.readouterr().out
+
+
+def test_gpu_goes_on_where_no_second_process_fits(monkeypatch, capfd):
+    commands = iter([fake(2), (sys.executable, '-c', 'print("banner")')])
+    monkeypatch.setattr(step, 'start', lambda stack, *_, start=step.start, **__: start(stack, *next(commands)))
+    assert gpu.shared(1, small=True) == {}
+    assert 'One of two processes on the device failed' in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
