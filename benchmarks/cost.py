@@ -105,26 +105,27 @@ class Cost(NamedTuple):
         return UTILISATION * min(gpu.flops[precision] / self.flop, gpu.bandwidth / self.traffic)
 
 
-def count(trainer) -> Cost:
-    """Returns what a step of a trainer costs. No array of its state is made."""
+def lower(trainer):
+    """Returns the step of a trainer, lowered for this machine and not compiled. No array of its state is made."""
     import jax
 
-    from models import conv
     from train import step as step_lib
 
     batch = step_benchmark.random_batch(trainer)
+    own = dataclasses.replace(trainer)  # what was traced for an equal one is not used again
+    return jax.jit(functools.partial(step_lib.step, own), donate_argnums=0).lower(step_lib.check(own, batch), batch)
 
-    def lower():
-        own = dataclasses.replace(trainer)  # what was traced for an equal one is not used again
-        state = step_lib.check(own, batch)
-        return jax.jit(functools.partial(step_lib.step, own), donate_argnums=0).lower(state, batch)
+
+def count(trainer) -> Cost:
+    """Returns what a step of a trainer costs."""
+    from models import conv
 
     with conv.traced_as('plain'):
-        flop = lower().cost_analysis()['flops']
-    compiled = lower().compile()
+        flop = lower(trainer).cost_analysis()['flops']
+    compiled = lower(trainer).compile()
     memory = compiled.memory_analysis()
     return Cost(
-        sum(len(batch[view.stream]['images']) for view in trainer.views),
+        sum(trainer.batch_sizes[view.stream] for view in trainer.views),
         flop,
         compiled.cost_analysis()['bytes accessed'],
         memory.argument_size_in_bytes + memory.temp_size_in_bytes,

@@ -4,8 +4,7 @@
 
 A step of one of the RECIPES of benchmarks/cost.py is compiled for this machine's device, and not run. MiB are XLA's own
 figures: `state` is parameters, optimizer and averages, which the step gets and gives back in the same memory (donated);
-`temporary` what it needs beside state and batch while it runs, the activations above all. XLA compiles for a CPU without
-the barriers that hold the second forward pass of `model.remat` back until it is needed, so there it saves nothing.
+`temporary` what it needs beside state and batch while it runs, the activations above all.
 """
 
 import argparse
@@ -30,8 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for remat in (False, True) if args.remat else (False,):
         for number in map(int, args.micro_batches.split(',')):
             changes = {'micro_batches': number, 'micro_batches_apart': True, 'model.remat': remat}
-            compiled = cost.compiled(cost.RECIPES[args.recipe].trainer(**changes))
-            memory = compiled.memory_analysis()
+            memory = cost.lower(cost.RECIPES[args.recipe].trainer(**changes)).compile().memory_analysis()
             sizes = memory.alias_size_in_bytes, memory.temp_size_in_bytes
             rows.append((f'{number}', f'{remat}', *(f'{size / 2**20:,.0f}' for size in sizes)))
     print(cost.markdown(('micro_batches', 'model.remat', 'state, MiB', 'temporary, MiB'), rows))

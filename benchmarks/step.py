@@ -145,7 +145,7 @@ def compiled(trainer: 'Trainer') -> tuple[Callable[[int], float], int]:
     from train import step as step_lib
 
     host_batch = random_batch(trainer)
-    mesh = mesh_lib.create(*trainer.batch_sizes.values())
+    mesh = mesh_lib.create(*trainer.together)
     step = jax.jit(functools.partial(step_lib.step, trainer), donate_argnums=0)
     with jax.set_mesh(mesh):
         state = mesh_lib.put_replicated(mesh, step_lib.init(trainer, mesh_lib.put_batch(mesh, host_batch)))

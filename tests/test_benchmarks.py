@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from benchmarks import augment, cost, devices, gpu, methods, rounds, step
+from benchmarks import augment, cost, devices, gpu, memory, methods, rounds, startup, step
 from configs import fixmatch
 from models import conv, precision
 
@@ -26,7 +26,7 @@ def small_network(monkeypatch):
     monkeypatch.setattr(fixmatch, 'get_config', small)
 
 
-@pytest.mark.parametrize('name', ['augment', 'devices', 'gpu', 'methods', 'step'])
+@pytest.mark.parametrize('name', ['augment', 'devices', 'gpu', 'methods', 'startup', 'step'])
 def test_help(name, capsys):
     with pytest.raises(SystemExit, match='0'):
         importlib.import_module(f'benchmarks.{name}').main(['--help'])
@@ -229,3 +229,24 @@ def test_has_avx512(text, expected, monkeypatch):
 
     monkeypatch.setattr('builtins.open', fake_open)
     assert conv.has_avx512.__wrapped__() is expected
+
+
+def test_memory_of_a_step_in_parts(monkeypatch, capsys):
+    monkeypatch.setattr(conv, 'has_avx512', conv.has_avx512)  # `main` changes it
+    small = {'model.blocks': (1,), 'model.width': 1, 'batch_size': 8, 'data.strong.ops': ('Identity',)}
+    monkeypatch.setitem(cost.RECIPES, 'WRN-28-2', cost.Recipe('fixmatch:cifar10,labels=40', (32, 32, 3), 10, small))
+    memory.main(['--micro_batches=1,4'])
+    (_, _, state, whole), (*_, same, parts) = (
+        line.strip('| ').split(' | ') for line in capsys.readouterr().out.splitlines()[2:]
+    )
+    assert state == same
+    assert int(parts) < 0.6 * int(whole)
+
+
+def test_startup_adds_up_its_phases(monkeypatch, capsys):
+    values = iter([dict.fromkeys((*startup.PHASES, *startup.EVENTS.values()), n) for n in (1.0, 0.5)])
+    monkeypatch.setattr(startup, 'measure', lambda *_: next(values))
+    startup.main(['--rounds=1'])
+    rows = [line.rsplit(maxsplit=2) for line in capsys.readouterr().out.splitlines()[2:]]
+    assert ['imports', '1.0', '0.5'] in rows
+    assert ['in all', '6.0', '3.0'] in rows
