@@ -3,7 +3,7 @@
     python -m benchmarks.startup [--config=configs/fixmatch.py] [--rounds=3]
 
 Each round runs the command twice, until its first step is done: with an empty compilation cache, and with the one that
-is then there. Seconds are medians over the rounds. The first rows follow one another and add up to the whole. The others
+is then there. Seconds are medians over the rounds. The first rows follow one another and add up to the whole. The last
 are what JAX says of all of them together: tracing Python, lowering to StableHLO, compiling or reading from the cache.
 """
 
