@@ -61,7 +61,8 @@ def train(
     agreed = processes.Agreement(mesh)
     profile = profile and processes.is_main()
     evaluate = evaluation.Evaluator(trainer, streams, predict, folder.path / 'features')
-    with _caught_signals() as signals, Checkpoints(folder.path / 'checkpoints') as checkpoints:
+    checkpoints = Checkpoints(folder.path / 'checkpoints')
+    with _caught_signals() as signals, checkpoints, processes.watched():
         state = _latest_or_new(trainer, streams, checkpoints, mesh)
         start = int(state.step)
         if start:

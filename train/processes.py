@@ -29,6 +29,8 @@ CLUSTERS = ('slurm', 'ompi', 'gcetpu', 'gketpu')  # JAX's names of those that st
 HEARTBEAT_SECONDS = 30  # without a sign of life, after which a process counts as dead
 SHUTDOWN_SECONDS = 20  # that the first process to end waits for the others
 
+_readers: list[subprocess.Popen] = []  # the process of train/failure.py, while there are other processes
+
 
 @contextlib.contextmanager
 def joined(coordinator: str | None, count: int | None, index: int | None) -> Iterator[None]:
@@ -49,7 +51,7 @@ def joined(coordinator: str | None, count: int | None, index: int | None) -> Ite
     if found is None:
         yield
         return
-    with _lost_in_one_line() as lost:
+    with _lost_in_one_line():
         jax.config.update('jax_enable_preemption_service', False)  # it would swallow SIGTERM before the loop begins
         try:
             jax.distributed.initialize(
@@ -63,17 +65,33 @@ def joined(coordinator: str | None, count: int | None, index: int | None) -> Ite
             with open(os.devnull, 'w') as nowhere:
                 with contextlib.nullcontext() if is_main() else contextlib.redirect_stdout(nowhere):
                     _check_devices()
-                    yield
+                    with watched():
+                        yield
         except UserError as error:  # said before this process waits for the others
             print(f'error: {error}', file=sys.stderr, flush=True)
             sys.exit(1)
-        except Exception as error:
-            if re.search('gloo|nccl|coordination|barrier|connection', str(error), re.IGNORECASE):
-                lost()
-            raise
         finally:
             with contextlib.suppress(Exception):  # another process has ended before
                 jax.distributed.shutdown()
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Ends this process, with one line, where another process being gone makes its block fail.
+
+    At once: whatever a block around this one does at its end may wait for the other process.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # ValueError or JaxRuntimeError, of any collective
+        if _readers and re.search('gloo|nccl|coordination|barrier|connection', str(error), re.IGNORECASE):
+            os.write(2, b'E0000 train/processes.py: coordination\n')
+            os.close(2)
+            _readers[0].wait(timeout=10)
+            os._exit(1)
+        raise
 
 
 def is_main() -> bool:
@@ -198,13 +216,14 @@ def _check_devices() -> None:
 
 
 @contextlib.contextmanager
-def _lost_in_one_line() -> Iterator[Callable[[], None]]:
-    """Sends what C++ code prints through `train.failure`. Yields a function that ends this process with its line."""
+def _lost_in_one_line() -> Iterator[None]:
+    """Sends what C++ code prints through `train.failure`."""
     error_fd, output_fd = os.dup(2), os.dup(1)
     command = (sys.executable, '-I', '-S', str(pathlib.Path(failure.__file__)))
     # A session of its own: Ctrl-C must not end it.
     reader = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     assert reader.stdin is not None  # a pipe
+    _readers.append(reader)
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(reader.stdin.fileno(), 2)
@@ -212,17 +231,11 @@ def _lost_in_one_line() -> Iterator[Callable[[], None]]:
     with open(os.devnull, 'wb') as nowhere:
         os.dup2(nowhere.fileno(), 1)  # gloo says there which processes it has found
 
-    def lost() -> None:
-        os.write(2, b'E0000 train/processes.py: coordination\n')
-        os.close(2)
-        reader.wait(timeout=10)
-        os._exit(1)
-
     with os.fdopen(error_fd, 'w', buffering=1) as error, os.fdopen(output_fd, 'w', buffering=1) as output:
         try:
             with contextlib.redirect_stderr(error), contextlib.redirect_stdout(output):
-                yield lost
+                yield
         finally:
             os.dup2(error_fd, 2)
             os.dup2(output_fd, 1)
-            reader.wait()
+            _readers.pop().wait()
