@@ -37,6 +37,7 @@ _JOBS = flags.DEFINE_integer(
 )
 _GPUS = flags.DEFINE_list('gpus', [], 'GPUs to spread the jobs of a table over, such as 0,1.')
 _LIST = flags.DEFINE_bool('list', False, 'Say what a table would run, and how long it would take.')
+_SLURM = flags.DEFINE_bool('slurm', False, 'Print the script of a SLURM array job that makes the runs of a table.')
 _CHECK = flags.DEFINE_bool('check', False, 'Say which rows of a table were made by other code than the present one.')
 _RENEW = flags.DEFINE_bool('renew', False, 'Make those runs of a table again that other code or settings made.')
 
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> None:
                 raise UserError(f'--{flag.name} is for a run, not for a table.')
         _table()
         return
-    for flag in (_JOBS, _GPUS, _LIST, _CHECK, _RENEW):
+    for flag in (_JOBS, _GPUS, _LIST, _SLURM, _CHECK, _RENEW):
         if flag.present:
             raise UserError(f'--{flag.name} is for tables, such as --config=configs/tables/digits.py.')
     from train import mesh, processes  # only now: JAX and tfds take seconds, and errors none
@@ -107,6 +108,9 @@ def _table() -> None:
     jobs = _JOBS.value or max(1, len(_GPUS.value))
     if _LIST.value:
         print(table.listing(jobs))
+        return
+    if _SLURM.value:
+        print(table.slurm(_DATA_DIR.value))
         return
     if _CHECK.value:
         fresh, text = table.check()

@@ -64,8 +64,9 @@ def joined(coordinator: str | None, count: int | None, index: int | None) -> Ite
                 logging.set_verbosity(logging.ERROR)
             with open(os.devnull, 'w') as nowhere:
                 with contextlib.nullcontext() if is_main() else contextlib.redirect_stdout(nowhere):
-                    _check_devices()
                     with watched():
+                        _check_devices()
+                        multihost_utils.sync_global_devices('joined')  # now: for the first time gloo waits 30 s only
                         yield
         except UserError as error:  # said before this process waits for the others
             print(f'error: {error}', file=sys.stderr, flush=True)
