@@ -40,6 +40,8 @@ _LIST = flags.DEFINE_bool('list', False, 'Say what a table would run, and how lo
 _SLURM = flags.DEFINE_bool('slurm', False, 'Print the script of a SLURM array job that makes the runs of a table.')
 _CHECK = flags.DEFINE_bool('check', False, 'Say which rows of a table were made by other code than the present one.')
 _RENEW = flags.DEFINE_bool('renew', False, 'Make those runs of a table again that other code or settings made.')
+_OF_A_RUN: tuple[flags.FlagHolder, ...] = (_PROFILE, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+_OF_A_TABLE: tuple[flags.FlagHolder, ...] = (_JOBS, _GPUS, _LIST, _SLURM, _CHECK, _RENEW)
 
 
 def main(argv: list[str]) -> None:
@@ -49,12 +51,12 @@ def main(argv: list[str]) -> None:
     if argv[1:]:
         raise UserError(f'Unexpected argument {argv[1]}: settings are given as --config.<name>=<value>.')
     if 'rows' in _CONFIG.value:
-        for flag in (_PROFILE, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID):
+        for flag in _OF_A_RUN:
             if flag.present:
                 raise UserError(f'--{flag.name} is for a run, not for a table.')
         _table()
         return
-    for flag in (_JOBS, _GPUS, _LIST, _SLURM, _CHECK, _RENEW):
+    for flag in _OF_A_TABLE:
         if flag.present:
             raise UserError(f'--{flag.name} is for tables, such as --config=configs/tables/digits.py.')
     from train import mesh, processes  # only now: JAX and tfds take seconds, and errors none

@@ -1,8 +1,8 @@
 """A table as an array job of SLURM, a task for each run.
 
-A task is the plain command of its run, not a cell with all its seeds in one process as in tables/runner.py: SLURM then
-schedules, stops and requeues every run by itself, and a run by hand is the same run. A seed compiles again what the seeds
-before it did not leave in JAX's cache, ~/.cache/adaptax/jax.
+A task is the plain command of its run, not a cell with all its seeds in one process as in tables/runner.py: SLURM
+then schedules, stops and requeues every run by itself. That costs compiling for every seed, but where the tasks share
+a home folder, where JAX keeps what it has compiled.
 """
 
 import os
@@ -29,7 +29,7 @@ runs=(
 cd {folder} || exit
 # SIGTERM comes two minutes before the time limit, or on preemption: the run saves and ends, and goes on when requeued.
 trap 'stopped=1; kill -TERM $!' TERM
-eval "${{runs[$SLURM_ARRAY_TASK_ID]}}" &
+eval "exec ${{runs[$SLURM_ARRAY_TASK_ID]}}" &
 wait $!
 code=$?
 if [ -n "$stopped" ]; then

@@ -208,8 +208,8 @@ def test_two_processes_go_on_with_what_one_began(settings, reference, data_dir, 
 @pytest.mark.parametrize(
     ('coordinator', 'count', 'index', 'message'),
     [
-        ('localhost:1', None, None, '--num_processes=N and --process_id=I are missing'),
-        (None, 2, 0, '--coordinator=HOST:PORT is missing'),
+        ('localhost:1', None, None, 'without --num_processes=N and --process_id=I here'),
+        (None, 2, 0, 'without --coordinator=HOST:PORT here'),
         ('localhost:1', 2, 2, '--process_id=2 must be from 0 to 1'),
         ('localhost', 2, 0, "--coordinator must be HOST:PORT, such as localhost:1234, not 'localhost'"),
     ],
@@ -239,9 +239,9 @@ def test_only_several_processes_start_the_distributed_service(environment, given
     monkeypatch.setattr(jax.distributed, 'initialize', start)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match='it starts') if starts else contextlib.nullcontext():
-        with processes.joined(*given):
-            pass
+    expected = pytest.raises(UserError, match='it starts') if starts else contextlib.nullcontext()
+    with expected, processes.joined(*given):
+        pass
 
 
 FATAL = 'F1128 14:24:45.960917    6376 client.h:80] Terminating process because the JAX distributed service detected'

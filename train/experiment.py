@@ -3,8 +3,8 @@
 import pathlib
 from typing import Any
 
-from train import run as run_lib
 from train import processes, run_folder, transfer
+from train import run as run_lib
 from train.settings import Settings
 
 

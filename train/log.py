@@ -105,7 +105,7 @@ class Log(contextlib.AbstractContextManager):
             self._bar.set_postfix_str(_brief(row), refresh=False)
             return
         last = step == self._settings.steps
-        if not processes.is_main() or not last and time.monotonic() - self._last_line < LINE_SECONDS:
+        if not processes.is_main() or (not last and time.monotonic() - self._last_line < LINE_SECONDS):
             return
         self._last_line = time.monotonic()
         parts = [f'step {step} of {self._settings.steps}']

@@ -30,7 +30,7 @@ def configure() -> None:
 def create(*batch_sizes: int) -> jax.sharding.Mesh:
     """Returns a mesh of as many devices as divide all batch sizes, equally many of each process.
 
-    It warns if some stay idle. The devices of a process are beside each other, so that its part of a batch is one piece.
+    It warns if some stay idle. Those of a process are beside each other, so that its part of a batch is one piece.
 
     Raises:
         UserError: The processes do not divide all batch sizes.

@@ -51,7 +51,8 @@ def joined(coordinator: str | None, count: int | None, index: int | None) -> Ite
     if found is None:
         yield
         return
-    with _lost_in_one_line():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_lost_in_one_line())
         jax.config.update('jax_enable_preemption_service', False)  # it would swallow SIGTERM before the loop begins
         try:
             jax.distributed.initialize(
@@ -62,12 +63,11 @@ def joined(coordinator: str | None, count: int | None, index: int | None) -> Ite
         try:
             if not is_main():
                 logging.set_verbosity(logging.ERROR)
-            with open(os.devnull, 'w') as nowhere:
-                with contextlib.nullcontext() if is_main() else contextlib.redirect_stdout(nowhere):
-                    with watched():
-                        _check_devices()
-                        multihost_utils.sync_global_devices('joined')  # now: for the first time gloo waits 30 s only
-                        yield
+                sys.stdout = stack.enter_context(open(os.devnull, 'w'))  # _lost_in_one_line sets it back
+            with watched():
+                _check_devices()
+                multihost_utils.sync_global_devices('joined')  # now: for the first one gloo waits 30 s only
+                yield
         except UserError as error:  # said before this process waits for the others
             print(f'error: {error}', file=sys.stderr, flush=True)
             sys.exit(1)
@@ -184,10 +184,7 @@ def _found(coordinator: str | None, count: int | None, index: int | None) -> dic
     if len(missing) == len(given):
         return None
     if missing:
-        raise UserError(
-            f'Several processes need {", ".join(given)}: {" and ".join(missing)} {"is" if len(missing) == 1 else "are"} '
-            'missing.'
-        )
+        raise UserError(f'Several processes need {", ".join(given)}, without {" and ".join(missing)} here.')
     address = str(given['--coordinator=HOST:PORT'])
     if not re.fullmatch(r'\S+:\d+', address):
         raise UserError(f"--coordinator must be HOST:PORT, such as localhost:1234, not '{address}'.")

@@ -93,8 +93,7 @@ def _identity(trainer: Trainer) -> dict[str, Any]:
 
 def _warn_of_rounding(folder: RunFolder, numbers: dict[str, int]) -> None:
     """Warns of a run that goes on with other numbers of devices or processes."""
-    config = folder.read_json('config.json')
-    begun = {**numbers, 'processes': 1, **config}
+    begun = {**numbers, 'processes': 1, **(folder.read_json('config.json') or {})}
     if any(begun[name] != number for name, number in numbers.items()):
         texts = []
         for values in (begun, numbers):
