@@ -118,7 +118,7 @@ class Command:
         if self._renew:
             raise UserError('--slurm makes runs that are missing, and --renew repeats finished ones: leave one out.')
         runs = list(itertools.chain(*self.unfinished()))
-        return slurm.script(self.table, runs, data_dir=data_dir, **self._named)
+        return slurm.script(self.table, runs, self._named['name'], data_dir)
 
     def listing(self, jobs: int) -> str:
         """Returns a list of the runs to make, with the state of every cell and an estimate of the time."""

@@ -16,7 +16,7 @@ from train import provenance
 
 _SCRIPT = """#!/bin/bash
 # {title}: {count} runs, a task each. Partition, time, memory and GPUs are flags of sbatch: sbatch --time=4:00:00 FILE
-# Afterwards this writes the pages: {command}
+# Afterwards the command of the table, without --slurm, writes the pages.
 #SBATCH --job-name={name}
 #SBATCH --array=0-{last}
 #SBATCH --ntasks=1
@@ -40,14 +40,13 @@ fi
 exit $code"""
 
 
-def script(table: spec.Table, runs: Sequence[spec.Run], name: str, command: str, data_dir: str | None) -> str:
+def script(table: spec.Table, runs: Sequence[spec.Run], name: str, data_dir: str | None) -> str:
     """Returns the script for sbatch.
 
     Args:
         table: The table.
         runs: Its runs that are to be made.
         name: Name of the table.
-        command: The command that makes the table.
         data_dir: Folder of prepared data sets; None for tfds's own.
 
     Raises:
@@ -61,7 +60,6 @@ def script(table: spec.Table, runs: Sequence[spec.Run], name: str, command: str,
     return _SCRIPT.format(
         title=table.title,
         count=len(runs),
-        command=command,
         name=shlex.quote(name),
         last=len(runs) - 1,
         runs='\n'.join(lines),

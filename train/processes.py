@@ -11,6 +11,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -60,16 +61,24 @@ def joined(coordinator: str | None, count: int | None, index: int | None) -> Ite
             )
         except Exception as error:  # RuntimeError, ValueError or JaxRuntimeError
             raise UserError(f'The processes do not find each other: {first_line(error)}') from error
+        nowhere = stack.enter_context(open(os.devnull, 'w'))
         try:
             if not is_main():
-                logging.set_verbosity(logging.ERROR)
-                sys.stdout = stack.enter_context(open(os.devnull, 'w'))  # _lost_in_one_line sets it back
+                logging.set_verbosity(logging.FATAL)
+                sys.stdout = nowhere  # _lost_in_one_line sets it back
             with watched():
                 _check_devices()
                 multihost_utils.sync_global_devices('joined')  # now: for the first one gloo waits 30 s only
                 yield
-        except UserError as error:  # said before this process waits for the others
-            print(f'error: {error}', file=sys.stderr, flush=True)
+        except KeyboardInterrupt:  # asked for twice, or before the loop: the others notice
+            os._exit(130)
+        except Exception as error:  # said now: if the others do not fail, too, JAX ends this process below
+            if isinstance(error, UserError):
+                print(f'error: {error}', file=sys.stderr)
+            else:
+                traceback.print_exc()
+            sys.stderr.flush()
+            os.dup2(nowhere.fileno(), 2)
             sys.exit(1)
         finally:
             with contextlib.suppress(Exception):  # another process has ended before
@@ -87,10 +96,11 @@ def watched() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # ValueError or JaxRuntimeError, of any collective
-        if _readers and re.search('gloo|nccl|coordination|barrier|connection', str(error), re.IGNORECASE):
-            os.write(2, b'E0000 train/processes.py: coordination\n')
+        if _readers and re.search('gloo|nccl|coordination|barrier', str(error), re.IGNORECASE):
+            os.write(2, f'{failure.LINE} ({first_line(error)[:200]})\n'.encode())
             os.close(2)
-            _readers[0].wait(timeout=10)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                _readers[0].wait(timeout=10)
             os._exit(1)
         raise
 
@@ -129,16 +139,20 @@ def on_main(function: Callable[[], Any]) -> Any:
     return answer['value']
 
 
-def check_same(what: Any) -> None:
+def check_same(what: str, value: Any) -> None:
     """Checks that a value, of which repr() says everything, is the same in all processes.
+
+    Args:
+        what: Its name in the error.
+        value: The value.
 
     Raises:
         UserError: It is not, in every process.
     """
     if jax.process_count() > 1:
-        digest = np.frombuffer(hashlib.sha256(repr(what).encode()).digest(), np.uint8)
+        digest = np.frombuffer(hashlib.sha256(repr(value).encode()).digest(), np.uint8)
         if len(np.unique(multihost_utils.process_allgather(digest), axis=0)) > 1:
-            raise UserError('The processes of this run have different settings: give all of them the same.')
+            raise UserError(f'The processes of this run have different {what}: give all of them the same.')
 
 
 class Agreement:
@@ -218,8 +232,7 @@ def _lost_in_one_line() -> Iterator[None]:
     """Sends what C++ code prints through `train.failure`."""
     error_fd, output_fd = os.dup(2), os.dup(1)
     command = (sys.executable, '-I', '-S', str(pathlib.Path(failure.__file__)))
-    # A session of its own: Ctrl-C must not end it.
-    reader = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    reader = subprocess.Popen(command, stdin=subprocess.PIPE)
     assert reader.stdin is not None  # a pipe
     _readers.append(reader)
     sys.stdout.flush()

@@ -1,6 +1,7 @@
 """One run, from its settings to result.json."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -59,8 +60,9 @@ def run(
         UserError: The settings or the data are invalid.
         loop.Interrupted: After SIGTERM or Ctrl-C.
     """
-    processes.check_same((settings, workdir))
+    processes.check_same('settings', (settings, workdir))
     trainer, streams = prepare(settings, data_dir)
+    processes.check_same('labels or images', streams.manifest)
     mesh = mesh_lib.create(*trainer.batch_sizes.values())
     with jax.set_mesh(mesh):
         # Before anything is written.
@@ -76,8 +78,8 @@ def run(
             if settings.data.cache_features:
                 streams = evaluation.features(trainer, streams, mesh)
             state = loop.train(trainer, streams, folder, mesh, profile)
-            if processes.is_main():
-                folder.write_json('result.json', result.summarise(trainer, streams, folder, state, mesh.size))
+            summarise = functools.partial(result.summarise, trainer, streams, folder, state, mesh.size)
+            processes.on_main(lambda: folder.write_json('result.json', summarise()))
             return folder.read_json('result.json')
 
 
