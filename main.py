@@ -27,14 +27,21 @@ _WORKDIR = flags.DEFINE_string(
 )
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Prepared data sets; by default ~/tensorflow_datasets.')
 _PROFILE = flags.DEFINE_bool('profile', False, 'Trace some of the first steps, for TensorBoard or Perfetto.')
+# For a run of several processes; SLURM, Open MPI and TPUs say these themselves.
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0; by default $JAX_COORDINATOR_ADDRESS.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes of the run.', 1)
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.', 0)
 # For tables.
 _JOBS = flags.DEFINE_integer(
     'jobs', None, 'Cells of a table to make at once, each with its share of the cores; by default 1, or 1 a GPU.', 1
 )
 _GPUS = flags.DEFINE_list('gpus', [], 'GPUs to spread the jobs of a table over, such as 0,1.')
 _LIST = flags.DEFINE_bool('list', False, 'Say what a table would run, and how long it would take.')
+_SLURM = flags.DEFINE_bool('slurm', False, 'Print the script of a SLURM array job that makes the runs of a table.')
 _CHECK = flags.DEFINE_bool('check', False, 'Say which rows of a table were made by other code than the present one.')
 _RENEW = flags.DEFINE_bool('renew', False, 'Make those runs of a table again that other code or settings made.')
+_OF_A_RUN: tuple[flags.FlagHolder, ...] = (_PROFILE, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+_OF_A_TABLE: tuple[flags.FlagHolder, ...] = (_JOBS, _GPUS, _LIST, _SLURM, _CHECK, _RENEW)
 
 
 def main(argv: list[str]) -> None:
@@ -44,20 +51,24 @@ def main(argv: list[str]) -> None:
     if argv[1:]:
         raise UserError(f'Unexpected argument {argv[1]}: settings are given as --config.<name>=<value>.')
     if 'rows' in _CONFIG.value:
-        if _PROFILE.present:
-            raise UserError('--profile is for a run, not for a table.')
+        for flag in _OF_A_RUN:
+            if flag.present:
+                raise UserError(f'--{flag.name} is for a run, not for a table.')
         _table()
         return
-    for flag in (_JOBS, _GPUS, _LIST, _CHECK, _RENEW):
+    for flag in _OF_A_TABLE:
         if flag.present:
             raise UserError(f'--{flag.name} is for tables, such as --config=configs/tables/digits.py.')
-    _run()
+    from train import mesh, processes  # only now: JAX and tfds take seconds, and errors none
+
+    mesh.configure()
+    with processes.joined(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value):
+        _run()
 
 
 def _run() -> None:
-    # Only now: JAX and tfds take seconds, and errors none.
     from configs import data_sets
-    from train import experiment, loop, mesh, run_folder, settings, transfer
+    from train import experiment, loop, processes, run_folder, settings, transfer
 
     run_settings = settings.from_config(_CONFIG.value)
     if text := data_sets.assumed(run_settings):
@@ -68,11 +79,11 @@ def _run() -> None:
         if reason := idle.get(name) or idle.get(part):
             logging.warning('--config.%s has no effect %s.', name, reason)
     workdir = pathlib.Path(_WORKDIR.value or run_folder.default(run_settings))
-    mesh.configure()
     try:
         result = experiment.run(run_settings, workdir, _DATA_DIR.value, _PROFILE.value)
     except loop.Interrupted as interruption:
-        print(interruption, file=sys.stderr)
+        if processes.is_main():
+            print(interruption, file=sys.stderr)
         sys.exit(128 + interruption.signal_number)
     if 'transfer' in result:
         print(transfer.table(result['transfer']))
@@ -99,6 +110,9 @@ def _table() -> None:
     jobs = _JOBS.value or max(1, len(_GPUS.value))
     if _LIST.value:
         print(table.listing(jobs))
+        return
+    if _SLURM.value:
+        print(table.slurm(_DATA_DIR.value))
         return
     if _CHECK.value:
         fresh, text = table.check()

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from errors import UserError
-from tables import record, render, runner, spec
+from tables import record, render, runner, slurm, spec
 from train import provenance
 
 RUNS = pathlib.Path('runs')
@@ -105,6 +105,20 @@ class Command:
                 names.add(run.name)
                 cells.setdefault((run.row, run.column), []).append(run)
         return list(cells.values())
+
+    def slurm(self, data_dir: str | None) -> str:
+        """Returns the script of a SLURM array job that makes the runs that are missing (tables/slurm.py).
+
+        Args:
+            data_dir: Folder of prepared data sets; None for tfds's own.
+
+        Raises:
+            UserError: There are none, or finished ones are to be repeated.
+        """
+        if self._renew:
+            raise UserError('--slurm makes runs that are missing, and --renew repeats finished ones: leave one out.')
+        runs = list(itertools.chain(*self.unfinished()))
+        return slurm.script(self.table, runs, self._named['name'], data_dir)
 
     def listing(self, jobs: int) -> str:
         """Returns a list of the runs to make, with the state of every cell and an estimate of the time."""

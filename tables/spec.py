@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import configs
 from errors import UserError, build, first_line, unknown
 from tables.papers import PAPERS
-from train import run_folder, settings, transfer
+from train import provenance, run_folder, settings, transfer
 from train.settings import Settings
 
 RULES = ('last', 'median_last_20', 'selected', 'best_on_test')
@@ -164,6 +164,15 @@ def expand(table: Table) -> Iterator[Run]:
             for seed in table.seeds_of(row_name):
                 config.seed = seed
                 yield Run(row_name, column_name, settings.from_config(config))
+
+
+def flags(table: Table, run: Run) -> list[str]:
+    """Returns the flags of main.py that make a run of a table by itself, in a folder of the same name."""
+    row, column = table.rows[run.row], table.columns[run.column]
+    config = provenance.ROOT / 'configs' / f'{row.config}.py'
+    argument = ','.join(filter(None, (column.arg, row.arg)))
+    overrides = (*column.overrides, *row.overrides, *table.overrides, f'seed={run.settings.seed}')
+    return [f'--config={config}:{argument}', *(f'--config.{text}' for text in overrides)]
 
 
 def _override(config: ConfigDict, text: str) -> None:

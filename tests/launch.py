@@ -11,18 +11,23 @@ import subprocess
 import sys
 import tempfile
 
+import jax
+
 ROOT = pathlib.Path(__file__).parents[1]
-_CONTEXT = multiprocessing.get_context('forkserver')
-_CONTEXT.set_forkserver_preload(['tables.command', 'train.experiment'])
+CONTEXT = multiprocessing.get_context('forkserver')
+CONTEXT.set_forkserver_preload(['tables.command', 'train.experiment'])
 
 
 class Main:
-    """A process of 'python main.py <words>' in a folder, with the methods of subprocess.Popen that tests need."""
+    """A process of 'python main.py <words>' in a folder, with the methods of subprocess.Popen that tests need.
 
-    def __init__(self, *words: str, cwd: pathlib.Path = ROOT):
+    devices: Number of its CPU devices; None for $JAX_NUM_CPU_DEVICES.
+    """
+
+    def __init__(self, *words: str, cwd: pathlib.Path = ROOT, devices: int | None = None):
         self._folder = tempfile.TemporaryDirectory()
         self._files = [pathlib.Path(self._folder.name) / name for name in ('stdout', 'stderr')]
-        self._process = _CONTEXT.Process(target=_main, args=(words, cwd, self._files))
+        self._process = CONTEXT.Process(target=_main, args=(words, cwd, self._files, devices))
         self._process.start()
 
     @property
@@ -53,11 +58,13 @@ def main(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
 
-def _main(words: tuple[str, ...], cwd: pathlib.Path, files: list[pathlib.Path]) -> None:
+def _main(words: tuple[str, ...], cwd: pathlib.Path, files: list[pathlib.Path], devices: int | None) -> None:
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     sys.stdout, sys.stderr = (os.fdopen(number, 'w', buffering=1) for number in (1, 2))
     os.chdir(cwd)
     os.environ['GLIBC_TUNABLES'] = ''  # no restart
+    if devices:
+        jax.config.update('jax_num_cpu_devices', devices)  # imported before, JAX no longer reads the variable
     sys.argv = ['main.py', *words]
     runpy.run_path(str(ROOT / 'main.py'), run_name='__main__')

@@ -57,19 +57,24 @@ class Small(nn.Module):
         return {'features': nn.leaky_relu(x).mean((1, 2))}
 
 
-@pytest.fixture(scope='module', params=UNLABELED)
-def prepared(request, make_settings, data_dir):
-    name = request.param
-    config, arg = CONFIG_OF.get(name, (name, ''))
-    overrides = {f'methods.{name}.{key}': value for key, value in let_through(name).items()}
-    settings = make_settings(config, arg, **overrides, **{'data.validation': 0})
+def small_trainer(settings, data_dir):
+    """Returns the trainer of a run and its data, with what compiles fast instead of its backbone and RandAugment."""
     streams = Streams.load(settings, data_dir)
     trainer = step_lib.Trainer.create(settings, streams.spec(settings))
     # RandAugment takes as long to compile as all else. It knows no method, and the steps of the other files have it.
     augmentations = dict.fromkeys(('strong', 'distorted'), trainer.augmentations['weak'])
     augmentations = {**trainer.augmentations, **augmentations}
     model = dataclasses.replace(trainer.model, network=trainer.model.network.copy(backbone=Small()))
-    trainer = dataclasses.replace(trainer, augmentations=augmentations, model=model)
+    return dataclasses.replace(trainer, augmentations=augmentations, model=model), streams
+
+
+@pytest.fixture(scope='module', params=UNLABELED)
+def prepared(request, make_settings, data_dir):
+    name = request.param
+    config, arg = CONFIG_OF.get(name, (name, ''))
+    overrides = {f'methods.{name}.{key}': value for key, value in let_through(name).items()}
+    settings = make_settings(config, arg, **overrides, **{'data.validation': 0})
+    trainer, streams = small_trainer(settings, data_dir)
     axis_types = (jax.sharding.AxisType.Auto,)
     meshes = tuple(jax.make_mesh((n,), ('data',), axis_types, devices=jax.devices()[:n]) for n in (1, 2))
     with jax.set_mesh(meshes[1]):  # on the devices of the steps, which then share its trace

@@ -14,6 +14,7 @@ from orbax.checkpoint import v1 as ocp
 
 from errors import UserError, first_line
 from models import pretrained
+from train import processes
 from train.trainer import TrainState, averaged
 
 
@@ -28,7 +29,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         best = policies.BestN(
             get_metric_fn=lambda m: m['validation_accuracy'], n=1, keep_checkpoints_without_metrics=False
         )
-        _set_aside_unreadable(directory)
+        processes.on_main(lambda: _set_aside_unreadable(directory))
         self._checkpointer = ocp.training.Checkpointer(
             directory.resolve(),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -101,7 +102,7 @@ def read(folder: pathlib.Path, selected: bool = False) -> tuple[int, dict[str, A
         measured = [checkpoint for checkpoint in checkpointer.checkpoints if checkpoint.metrics] if selected else []
         best = max(measured, key=lambda checkpoint: checkpoint.metrics['validation_accuracy'], default=None)
         step = (best or checkpointer.latest).step
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), checkpointer.metadata(step).metadata
         )

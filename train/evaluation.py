@@ -13,7 +13,7 @@ import numpy as np
 from errors import unknown
 from methods.base import Start
 from train import mesh as mesh_lib
-from train import selection
+from train import processes, selection
 from train import step as step_lib
 from train.settings import Transfer
 from train.streams import Streams
@@ -73,8 +73,9 @@ def create(trainer: Trainer, mesh: jax.sharding.Mesh) -> Predict:
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
             batch = np.pad(batch, [(0, batch_size - len(batch))] + [(0, 0)] * (batch.ndim - 1))
-            outputs.append(compiled(params, batch_stats, mesh_lib.put_batch(mesh, batch), output=output))
-        return np.concatenate(jax.device_get(outputs))[: len(images)]
+            part = mesh_lib.put_batch(mesh, mesh_lib.own(batch))
+            outputs.append(compiled(params, batch_stats, part, output=output))
+        return np.concatenate(mesh_lib.fetch(outputs))[: len(images)]
 
     return predict
 
@@ -136,7 +137,8 @@ class Evaluator:
         head = jax.device_get(state.ema_params['head'])
         features = {part: predict(images, 'features') for part, images in selection.images(self.streams).items()}
         logits = {part: x @ head['kernel'] + head['bias'] for part, x in features.items()}
-        selection.save(self.folder, step, features, logits)
+        if processes.is_main():
+            selection.save(self.folder, step, features, logits)
 
 
 def features(trainer: Trainer, streams: Streams, mesh: jax.sharding.Mesh, layer: str = 'features') -> Streams:

@@ -3,8 +3,8 @@
 import pathlib
 from typing import Any
 
+from train import processes, run_folder, transfer
 from train import run as run_lib
-from train import run_folder, transfer
 from train.settings import Settings
 
 
@@ -30,5 +30,5 @@ def run(
     result = run_lib.run(settings, workdir, data_dir, profile)
     if settings.transfer.labels and 'transfer' not in result:
         result['transfer'] = transfer.report(settings, workdir, data_dir)
-        run_folder.write_json(workdir / 'result.json', result)
+        processes.on_main(lambda: run_folder.write_json(workdir / 'result.json', result))
     return result

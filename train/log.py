@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from errors import UserError
-from train import diagnostics
+from train import diagnostics, processes
 from train.run_folder import RunFolder
 from train.trainer import Metrics, Trainer
 
@@ -27,7 +27,7 @@ class Log(contextlib.AbstractContextManager):
         self._settings = trainer.settings
         self._images_per_step = sum(trainer.batch_sizes.values())
         self._watch = diagnostics.Watch(trainer.settings.steps, silent_steps(trainer))
-        rows = folder.rows()
+        rows = folder.rows() if processes.is_main() else []
         for row in rows:
             self._watch.row(row['step'], row)
         self._seconds_before = max((row['seconds'] for row in rows), default=0.0)
@@ -35,7 +35,7 @@ class Log(contextlib.AbstractContextManager):
         self._last_line = -math.inf  # time of the last line in a log file
         self._mark: tuple[int, float] | None = None  # step and time from which speed is measured
         self._pending: tuple[int, Metrics] | None = None  # step and its metrics, which may still be computing
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr.isatty() and processes.is_main()
         self._bar = tqdm(
             total=trainer.settings.steps,
             initial=start,
@@ -105,7 +105,7 @@ class Log(contextlib.AbstractContextManager):
             self._bar.set_postfix_str(_brief(row), refresh=False)
             return
         last = step == self._settings.steps
-        if not last and time.monotonic() - self._last_line < LINE_SECONDS:
+        if not processes.is_main() or (not last and time.monotonic() - self._last_line < LINE_SECONDS):
             return
         self._last_line = time.monotonic()
         parts = [f'step {step} of {self._settings.steps}']

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import jax
 from absl import logging
 
-from train import evaluation
+from train import evaluation, processes
 from train import mesh as mesh_lib
 from train import step as step_lib
 from train.checkpoint import Checkpoints
@@ -58,8 +58,11 @@ def train(
     step = jit(functools.partial(step_lib.step, trainer), static_argnames='head_only')
     next_round = jit(functools.partial(step_lib.next_round, trainer))
     predict = evaluation.create(trainer, mesh)
+    agreed = processes.Agreement(mesh)
+    profile = profile and processes.is_main()
     evaluate = evaluation.Evaluator(trainer, streams, predict, folder.path / 'features')
-    with _caught_signals() as signals, Checkpoints(folder.path / 'checkpoints') as checkpoints:
+    checkpoints = Checkpoints(folder.path / 'checkpoints')
+    with _caught_signals() as signals, checkpoints, processes.watched():
         state = _latest_or_new(trainer, streams, checkpoints, mesh)
         start = int(state.step)
         if start:
@@ -81,7 +84,8 @@ def train(
                     traced.close()
                 log.step(done, metrics)
                 last = done == settings.steps
-                stop = bool(signals) and not last
+                signal_number = agreed(signals[0] if signals else 0)
+                stop = bool(signal_number) and not last
                 scores = {}
                 if last or done % settings.eval_steps == 0:
                     log.flush()
@@ -92,7 +96,7 @@ def train(
                     checkpoints.save(done, state, scores.get('validation_accuracy'))
                 if stop:
                     checkpoints.wait()
-                    raise Interrupted(signals[0], done, folder.path)
+                    raise Interrupted(signal_number, done, folder.path)
     if profile and settings.steps - start < FIRST_PROFILED:
         logging.warning('Too few steps were left for a trace.')
     return state

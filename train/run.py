@@ -1,6 +1,7 @@
 """One run, from its settings to result.json."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -10,7 +11,7 @@ from absl import logging
 from data.pictures import folder as pictures
 from errors import UserError
 from models import pretrained
-from train import checkpoint, diagnostics, evaluation, loop, result
+from train import checkpoint, diagnostics, evaluation, loop, processes, result
 from train import mesh as mesh_lib
 from train import step as step_lib
 from train.run_folder import RunFolder
@@ -59,23 +60,26 @@ def run(
         UserError: The settings or the data are invalid.
         loop.Interrupted: After SIGTERM or Ctrl-C.
     """
+    processes.check_same('settings', (settings, workdir))
     trainer, streams = prepare(settings, data_dir)
+    processes.check_same('labels or images', streams.manifest)
     mesh = mesh_lib.create(*trainer.together)
     with jax.set_mesh(mesh):
         # Before anything is written.
         batch = mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, settings.seed, 0))
         evaluation.check(trainer, step_lib.check(trainer, batch))
-        with RunFolder(workdir, settings, {**_identity(trainer), 'devices': mesh.size}) as folder:
+        numbers = {'devices': mesh.size, 'processes': jax.process_count()}
+        with RunFolder(workdir, settings, {**_identity(trainer), **numbers}) as folder:
             if (finished := folder.read_json('result.json')) is not None:
                 print(f'{workdir} holds this very run, finished.' + ' No step is left to trace.' * profile)
                 return finished
             _begin(trainer, streams, folder)
-            if (begun := folder.read_json('config.json').get('devices', mesh.size)) != mesh.size:
-                logging.warning('Begun on %d devices, continued on %d: equal but for rounding.', begun, mesh.size)
+            _warn_of_rounding(folder, numbers)
             if settings.data.cache_features:
                 streams = evaluation.features(trainer, streams, mesh)
             state = loop.train(trainer, streams, folder, mesh, profile)
-            folder.write_json('result.json', result.summarise(trainer, streams, folder, state, mesh.size))
+            summarise = functools.partial(result.summarise, trainer, streams, folder, state, mesh.size)
+            processes.on_main(lambda: folder.write_json('result.json', summarise()))
             return folder.read_json('result.json')
 
 
@@ -87,6 +91,16 @@ def _identity(trainer: Trainer) -> dict[str, Any]:
         'weights': weights.record if weights else None,
         'preprocessing': dataclasses.asdict(trainer.model.preprocess),
     }
+
+
+def _warn_of_rounding(folder: RunFolder, numbers: dict[str, int]) -> None:
+    """Warns of a run that goes on with other numbers of devices or processes."""
+    begun = {**numbers, 'processes': 1, **(folder.read_json('config.json') or {})}
+    if any(begun[name] != number for name, number in numbers.items()):
+        texts = []
+        for values in (begun, numbers):
+            texts += [values['devices'], f' of {values["processes"]} processes' if values['processes'] > 1 else '']
+        logging.warning('Begun on %d devices%s, continued on %d%s: equal but for rounding.', *texts)
 
 
 def _begin(trainer: Trainer, streams: Streams, folder: RunFolder) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from data.pictures import folder as pictures
 from errors import UserError
+from train import processes
 from train.settings import Settings
 
 
@@ -58,7 +59,10 @@ class Busy(UserError):
 
 
 class RunFolder(contextlib.AbstractContextManager):
-    """The files of a run, locked by one process. They are written atomically, metrics.jsonl line by line."""
+    """The files of a run, locked by one process. They are written atomically, metrics.jsonl line by line.
+
+    Of the processes of a run, process 0 writes them. All make, enter and read a RunFolder together.
+    """
 
     def __init__(self, path: pathlib.Path, settings: Settings, more: Mapping[str, Any] = MappingProxyType({})):
         """Creates the folder, or opens it if it is of the same run.
@@ -73,13 +77,17 @@ class RunFolder(contextlib.AbstractContextManager):
             Busy: Another process uses it.
         """
         self.path = path
-        wanted = json.loads(json.dumps({**dataclasses.asdict(settings), **more}))
+        self._lock = contextlib.ExitStack()
+        processes.on_main(lambda: self._open(json.loads(json.dumps({**dataclasses.asdict(settings), **more}))))
+
+    def _open(self, wanted: dict) -> None:
+        path = self.path
         with contextlib.ExitStack() as stack:
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 lock = stack.enter_context(open(path / '.lock', 'w'))
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if (present := self.read_json('config.json')) is None:
+                if (present := self._read_json('config.json')) is None:
                     self.write_json('config.json', wanted)
                 else:
                     self._check_same(present, wanted)
@@ -95,8 +103,8 @@ class RunFolder(contextlib.AbstractContextManager):
 
     def _check_same(self, present: dict, wanted: dict) -> None:
         present, wanted = flat(present), flat(wanted)
-        # The SHA-256 covers the revision; the number of devices changes only the rounding of sums.
-        keys = sorted((present.keys() | wanted.keys()) - {'weights.revision', 'devices'})
+        # The SHA-256 covers the revision; the numbers of devices and processes change only the rounding of sums.
+        keys = sorted((present.keys() | wanted.keys()) - {'weights.revision', 'devices', 'processes'})
         differing = [key for key in keys if present.get(key) != wanted.get(key)]
         if differing and all(key.startswith('pictures.') and present.get(key) and wanted.get(key) for key in differing):
             names = ', '.join(key.removeprefix('pictures.') for key in differing)
@@ -107,7 +115,8 @@ class RunFolder(contextlib.AbstractContextManager):
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file."""
-        write_json(self.path / name, value)
+        if processes.is_main():
+            write_json(self.path / name, value)
 
     def read_json(self, name: str) -> Any | None:
         """Returns the content of a JSON file, None if there is none.
@@ -115,6 +124,9 @@ class RunFolder(contextlib.AbstractContextManager):
         Raises:
             UserError: The file is damaged.
         """
+        return processes.on_main(lambda: self._read_json(name))
+
+    def _read_json(self, name: str) -> Any | None:
         try:
             return json.loads((self.path / name).read_text())
         except FileNotFoundError:
@@ -124,8 +136,9 @@ class RunFolder(contextlib.AbstractContextManager):
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a row to metrics.jsonl."""
-        with open(self.path / 'metrics.jsonl', 'a') as file:
-            file.write(json.dumps(row) + '\n')
+        if processes.is_main():
+            with open(self.path / 'metrics.jsonl', 'a') as file:
+                file.write(json.dumps(row) + '\n')
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the rows of metrics.jsonl, without an incomplete last one of a killed run."""
@@ -133,8 +146,9 @@ class RunFolder(contextlib.AbstractContextManager):
 
     def rewind(self, step: int) -> None:
         """Drops the rows after `step`: a resumed run writes them again."""
-        rows = [json.dumps(row) + '\n' for row in self.rows() if row['step'] <= step]
-        _write(self.path / 'metrics.jsonl', ''.join(rows))
+        if processes.is_main():
+            rows = [json.dumps(row) + '\n' for row in self.rows() if row['step'] <= step]
+            _write(self.path / 'metrics.jsonl', ''.join(rows))
 
 
 def _write(path: pathlib.Path, text: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from data import datasets, sampler, splits
 from errors import UserError
 from methods.base import DataSpec
+from train import mesh
 from train.settings import Data, Settings
 
 
@@ -110,20 +111,20 @@ class Streams:
         return {stream: self.batch(stream, seed, step, size) for stream, size in sizes.items()}
 
     def batch(self, stream: str, seed: int, step: int, size: int) -> dict[str, np.ndarray]:
-        """Returns a batch of a stream. It is a pure function of its arguments.
+        """Returns this process's rows of a batch of a stream. The batch is a pure function of the arguments.
 
         Args:
             stream: Name of the stream.
             seed: Seed of the run.
             step: Number of the step, from 0.
-            size: Number of images.
+            size: Number of images of the batch.
 
         Returns:
-            {'images': uint8 `[size, H, W, C]`, 'labels': int32 `[size]`, 'indices': positions of the images in the
-            stream, int32 `[size]`}.
+            {'images': uint8 `[rows, H, W, C]`, 'labels': int32 `[rows]`, 'indices': positions of the images in the
+            stream, int32 `[rows]`}. In one process rows = size, see `train.mesh.own`.
         """
         stream_indices = self.indices[stream]
-        indices = sampler.batch_indices(seed, stream, step, size, len(stream_indices))
+        indices = mesh.own(sampler.batch_indices(seed, stream, step, size, len(stream_indices)))
         rows = stream_indices[indices]
         return {'images': self.images[rows], 'labels': self.labels[rows], 'indices': indices.astype(np.int32)}
 
