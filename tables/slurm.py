@@ -22,19 +22,23 @@ _SCRIPT = """#!/bin/bash
 #SBATCH --ntasks=1
 #SBATCH --open-mode=append
 #SBATCH --requeue
-#SBATCH --signal=B:TERM@120
+#SBATCH --signal=B:USR1@120
 runs=(
 {runs}
 )
 cd {folder} || exit
-# SIGTERM comes two minutes before the time limit, or on preemption: the run saves and ends, and goes on when requeued.
-trap 'stopped=1; kill -TERM $!' TERM
+# Told to stop, the run saves and ends; requeued, it goes on. SIGUSR1 comes two minutes before the time limit. SIGTERM
+# is preemption, after which SLURM requeues by itself, or scancel, after which nobody should.
+trap 'limit=1; again=1; kill -TERM $!' USR1
+trap 'again=1; kill -TERM $!' TERM
 eval "exec ${{runs[$SLURM_ARRAY_TASK_ID]}}" &
-wait $!
-code=$?
-if [ -n "$stopped" ]; then
+again=1
+while [ -n "$again" ]; do  # a trap ends a wait
+    again=
     wait $!
     code=$?
+done
+if [ -n "$limit" ] && [ $code = 143 ]; then
     scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
 fi
 exit $code"""

@@ -84,25 +84,33 @@ def test_a_task_makes_a_run_that_the_table_takes(data_dir, tmp_path):
     assert len(tasks(make_command(**changes).slurm(data_dir))) == 1
 
 
-@pytest.mark.parametrize('stopped', [True, False])
-def test_a_task_that_is_stopped_lets_its_run_end_and_is_requeued(stopped, tmp_path, monkeypatch):
-    """The run needs a moment to save. Of itself it would end with 3, and nobody asks for it again."""
-    programs = {'main': "trap 'sleep 0.3; touch saved; exit 143' TERM\ntouch begun\nsleep 0.$WAIT & wait $!\nexit 3"}
-    programs['scontrol'] = f'echo "$@" > {tmp_path}/requeued'
+@pytest.mark.parametrize(
+    ('number', 'takes', 'code', 'requeued'),
+    [
+        (None, 0.01, 3, False),  # it fails of itself
+        (signal.SIGUSR1, 99, 143, True),  # near the time limit
+        (signal.SIGTERM, 99, 143, False),  # preempted, after which SLURM requeues it, or cancelled
+    ],
+)
+def test_a_task_that_is_told_to_stop_lets_its_run_save(number, takes, code, requeued, tmp_path, monkeypatch):
+    programs = {
+        'main': f"trap 'kill $!; sleep 0.3; touch saved; exit 143' TERM; sleep {takes} & touch begun; wait $!; exit 3",
+        'scontrol': f'echo "$@" > {tmp_path}/requeued',
+    }
     for name, text in programs.items():
         (tmp_path / name).write_text(f'#!/bin/bash\n{text}\n')
         (tmp_path / name).chmod(0o755)
     monkeypatch.setattr(sys, 'executable', str(tmp_path / 'main'))
     (tmp_path / 'job.sh').write_text(make_command().slurm(None))
-    path = f'{tmp_path}:{os.environ["PATH"]}'
-    process = start(tmp_path / 'job.sh', 2, PATH=path, WAIT='99' if stopped else '01')
+    process = start(tmp_path / 'job.sh', 2, PATH=f'{tmp_path}:{os.environ["PATH"]}')
     while not (tmp_path / 'begun').exists():
         time.sleep(0.01)
-    if stopped:
-        process.send_signal(signal.SIGTERM)
-    assert process.wait() == (143 if stopped else 3)
-    assert (tmp_path / 'saved').exists() == (tmp_path / 'requeued').exists() == stopped
-    if stopped:
+    if number:
+        process.send_signal(number)
+    assert process.wait() == code
+    assert (tmp_path / 'saved').exists() == bool(number)
+    assert (tmp_path / 'requeued').exists() == requeued
+    if requeued:
         assert (tmp_path / 'requeued').read_text() == 'requeue 7_2\n'
 
 
