@@ -1,5 +1,6 @@
 """The training loop: steps, rounds, evaluations, checkpoints, interruption."""
 
+import concurrent.futures
 import contextlib
 import functools
 import pathlib
@@ -63,7 +64,11 @@ def train(
     evaluate = evaluation.Evaluator(trainer, streams, predict, folder.path / 'features')
     checkpoints = Checkpoints(folder.path / 'checkpoints')
     with _caught_signals() as signals, checkpoints, processes.watched():
-        state = _latest_or_new(trainer, streams, checkpoints, mesh)
+        # Compiled on one core while another one makes the state.
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            compiled = pool.submit(_compile, step, trainer, streams, mesh)
+            state = _latest_or_new(trainer, streams, checkpoints, mesh)
+            compiled.result()
         start = int(state.step)
         if start:
             print(f'Continuing after step {start}.')
@@ -100,6 +105,18 @@ def train(
     if profile and settings.steps - start < FIRST_PROFILED:
         logging.warning('Too few steps were left for a trace.')
     return state
+
+
+def _compile(step: jax.stages.Wrapped, trainer: Trainer, streams: Streams, mesh: jax.sharding.Mesh) -> None:
+    """Compiles the first step of a new run. JAX finds it again by the shapes and shardings of its arguments."""
+    settings, whole = trainer.settings, jax.NamedSharding(mesh, jax.P())
+    with jax.set_mesh(mesh):  # a thread has its own
+        batch = mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, settings.seed, 0))
+        state = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole, weak_type=x.weak_type),
+            step_lib.check(trainer, batch),
+        )
+        step.lower(state, batch, head_only=settings.optimizer.unfreeze_step > 0).compile()
 
 
 def _latest_or_new(trainer: Trainer, streams: Streams, checkpoints: Checkpoints, mesh: jax.sharding.Mesh) -> TrainState:

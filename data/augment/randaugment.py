@@ -97,8 +97,11 @@ class Strong:
         else:
             outside, fill = pixels.OPAQUE, pixels.constant(_CIFAR10_MEAN, channels)
         words = pixels.pack(self.weak.move(draws['weak'], images))
-        for op, magnitude in zip(draws['op'].T, draws['magnitude'].T, strict=True):
-            words = ops_lib.apply(words, op, magnitude, channels, outside)
+
+        def slot(words, drawn):
+            return ops_lib.apply(words, *drawn, channels, outside), None
+
+        words, _ = jax.lax.scan(slot, words, (draws['op'].T, draws['magnitude'].T))  # compiled once for all slots
         rows = self._cut(height, draws['centre'][:, 0], draws['side'])
         columns = self._cut(width, draws['centre'][:, 1], draws['side'])
         return pixels.unpack(jnp.where(rows[:, :, None] & columns[:, None, :], fill, words), channels)
