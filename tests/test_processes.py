@@ -92,7 +92,7 @@ def test_two_processes_compute_what_one_with_two_devices_does(make_settings, dat
             np.testing.assert_array_equal(value, second[key], err_msg=key)
 
 
-# One run: begun by one process, gone on with by two, four devices, two, one
+# One run: begun by one process or two, gone on with by one, by two, and on four devices
 
 
 @pytest.fixture(scope='module')
@@ -168,7 +168,7 @@ def test_one_process_goes_on_with_what_two_began(interrupted, settings, referenc
 def test_two_processes_go_on_after_the_death_of_one_and_on_other_devices(interrupted, reference, data_dir, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(interrupted[0], workdir)
-    with two(workdir, data_dir, devices=2) as started:
+    with two(workdir, data_dir) as started:
         wait_for_steps_after_a_checkpoint(workdir, started)
         started[1].send_signal(signal.SIGKILL)
         began = time.monotonic()
@@ -176,14 +176,14 @@ def test_two_processes_go_on_after_the_death_of_one_and_on_other_devices(interru
         assert time.monotonic() - began < 60
     assert started[0].returncode not in (0, None)
     assert 'Continuing after step' in output
-    assert 'Begun on 2 devices of 2 processes, continued on 4 of 2 processes' in errors
     (line,) = (line for line in errors.splitlines() if not line.startswith(('step ', 'warning:')))
     assert line.startswith(failure.LINE)
-    with two(workdir, data_dir) as started:
+    with two(workdir, data_dir, devices=2) as started:
         (output, errors), others = (each.communicate() for each in started)
     assert [each.returncode for each in started] == [0, 0], (errors, others)
     assert others == ('', '')
     assert 'Continuing after step' in output
+    assert 'Begun on 2 devices of 2 processes, continued on 4 of 2 processes' in errors
     close(final_state(workdir), final_state(reference))
     ends = [json.loads((folder / 'result.json').read_text()) for folder in (workdir, reference)]
     for rule, value in ends[0]['test_accuracy'].items():
