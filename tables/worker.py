@@ -62,6 +62,8 @@ def main() -> None:
         for settings, folder in zip(task.settings, task.folders, strict=True):
             try:
                 _run(settings, folder, task.data_dir)
+            except loop.Interrupted:  # is no failure
+                raise
             except UserError as error:
                 tell(folder, str(error))
             except Exception as error:

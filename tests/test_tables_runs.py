@@ -163,7 +163,9 @@ def test_a_killed_and_a_stopped_table_go_on_where_they_were(tmp_path, data_dir, 
     wait_until_nobody_is_at_work(tmp_path)
     (name,) = results(tmp_path)
     metrics = (tmp_path / 'runs' / name / 'metrics.jsonl').read_bytes()
-    assert 'n=1' in (tmp_path / 'runs' / 'tables' / 'tiny' / 'table.md').read_text()
+    page = (tmp_path / 'runs' / 'tables' / 'tiny' / 'table.md').read_text()
+    assert 'n=1' in page
+    assert 'failed' not in page
 
     monkeypatch.chdir(tmp_path)
     make_command('tiny').make(1, [], data_dir)

@@ -62,10 +62,10 @@ def test_golden_names():
 
 
 GOLDEN = [
-    'supervised-digits-10-c72b22c4',
-    'supervised-digits-40-78e6b4ff',
-    'fixmatch+supervised-digits-10-6c1cc494',
-    'fixmatch+supervised-digits-40-0b88228c',
+    'supervised-digits-10-effb7e46',
+    'supervised-digits-40-fb114c7d',
+    'fixmatch+supervised-digits-10-a5bd245f',
+    'fixmatch+supervised-digits-40-a903ed2f',
 ]
 
 
