@@ -1,5 +1,6 @@
 """Products in another precision, and everything else in float32."""
 
+import concurrent.futures
 import functools
 import importlib
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import models
+from models import precision
 from models.precision import PRECISIONS
 from train import run as run_lib
 from train import settings as settings_lib
@@ -88,3 +90,11 @@ def test_a_network_in_bfloat16_is_nearly_the_same(name):
     np.testing.assert_array_equal(tensorfloat, expected)  # on a CPU
     difference = np.abs(half - expected).max() / np.ptp(expected)
     assert 1e-5 < difference < 0.05
+
+
+def test_a_thread_has_a_precision_of_its_own():
+    """The loop traces in two threads at once."""
+    x = jnp.ones((1, 1))
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, precision.used('bfloat16'):
+        assert precision.factors(x, x)[0].dtype == jnp.bfloat16
+        assert pool.submit(precision.factors, x, x).result()[0].dtype == jnp.float32
