@@ -233,8 +233,8 @@ def test_has_avx512(text, expected, monkeypatch):
 
 def test_memory_of_a_step_in_parts(monkeypatch, capsys):
     monkeypatch.setattr(conv, 'has_avx512', conv.has_avx512)  # `main` changes it
-    small = {'model.blocks': (1,), 'model.width': 1, 'batch_size': 8, 'data.strong.ops': ('Identity',)}
-    monkeypatch.setitem(cost.RECIPES, 'WRN-28-2', cost.Recipe('fixmatch:cifar10,labels=40', (32, 32, 3), 10, small))
+    small = {'model.blocks': (1,), 'model.width': 1, 'batch_size': 8}
+    monkeypatch.setitem(cost.RECIPES, 'WRN-28-2', cost.Recipe('supervised:cifar10,labels=40', (32, 32, 3), 10, small))
     memory.main(['--micro_batches=1,4'])
     (_, _, state, whole), (*_, same, parts) = (
         line.strip('| ').split(' | ') for line in capsys.readouterr().out.splitlines()[2:]
