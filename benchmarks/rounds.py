@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 
 BUSY = 0.1  # cores used by others from which figures do not count
-_SETTLE_SECONDS = 0.5  # until the threads of the contestant before have stopped spinning
+SETTLE_SECONDS = 0.5  # until the threads of the contestant before have stopped spinning
 _WATCH_SECONDS = 0.5
 
 
@@ -24,7 +24,7 @@ def measure(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict
     results: dict[str, list[float]] = {name: [] for name in contestants}
     busy = []
     for _ in range(rounds):
-        time.sleep(_SETTLE_SECONDS)
+        time.sleep(SETTLE_SECONDS)
         busy.append(busy_cores())
         for name in random.sample(list(contestants), len(contestants)):
             results[name].append(contestants[name]())

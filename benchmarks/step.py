@@ -179,7 +179,7 @@ def start(
     process = stack.enter_context(subprocess.Popen(command, env={**os.environ, **(environment or {})}, **pipes))
 
     def seconds(steps: int) -> float:
-        time.sleep(0.5)  # until the threads of the contestant before have stopped spinning
+        time.sleep(rounds.SETTLE_SECONDS)
         process.stdin.write(f'{steps}\n')
         process.stdin.flush()
         return float(process.stdout.readline())

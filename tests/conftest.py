@@ -54,7 +54,7 @@ def pytest_collection_finish():
 
 def pytest_collection_modifyitems(items):
     """Puts the files first whose single tests take longest, so that all workers have something to do to the end."""
-    long = ('test_docs.py', 'test_tables_runs.py', 'test_loop.py', 'test_behaviour_steps.py')
+    long = ('test_docs.py', 'test_processes.py', 'test_tables_runs.py', 'test_loop.py', 'test_behaviour_steps.py')
     items.sort(key=lambda item: item.path.name not in long)
 
 

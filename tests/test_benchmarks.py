@@ -13,6 +13,13 @@ from configs import fixmatch
 from models import conv, precision
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    """Which would be for figures that count."""
+    monkeypatch.setattr(rounds, 'SETTLE_SECONDS', 0)
+    monkeypatch.setattr(rounds, '_WATCH_SECONDS', 0.05)
+
+
 @pytest.fixture
 def small_network(monkeypatch):
     """Makes configs/fixmatch.py's network one that compiles in seconds."""
@@ -182,7 +189,6 @@ def test_gpu_goes_on_where_no_second_process_fits(monkeypatch, capfd):
 )
 def test_figures_say_whether_they_count(busy, words, monkeypatch, capsys):
     monkeypatch.setattr(rounds, 'busy_cores', lambda: busy)
-    monkeypatch.setattr(rounds, '_SETTLE_SECONDS', 0)
     runs = iter(range(6))
     results = rounds.measure({'a': lambda: next(runs), 'b': lambda: next(runs)}, rounds=3)
     assert sorted(results['a'] + results['b']) == list(range(6))
