@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 
@@ -60,7 +61,8 @@ def child(began: float, arguments: Sequence[str]) -> dict[str, float]:
 
     def passed(phase: str) -> None:
         nonlocal last
-        times[phase], last = time.time() - last, time.time()
+        if threading.current_thread() is threading.main_thread():  # the loop compiles in another one
+            times[phase], last = time.time() - last, time.time()
 
     def after(module, name: str, phase: str, before: str = '') -> None:
         inner = getattr(module, name)

@@ -31,7 +31,9 @@ class FixMatch(Method):
     alignment: bool = False  # distribution alignment
     statistics: str = JOINT  # of batch norm: 'joint', 'no_grad' or 'separate', see methods/base.py
 
-    separable = True
+    @property
+    def separable(self) -> bool:
+        return not self.alignment  # to a mean over the batch
 
     def views(self) -> dict[View, str]:
         weak, strong = weak_and_strong(self.statistics)

@@ -381,6 +381,8 @@ def test_parts_that_batch_norm_or_a_method_would_see_apart_have_to_be_asked_for(
     accepted = step_lib.Trainer.create(dataclasses.replace(settings, micro_batches_apart=True), data)
     diagnostics.check_micro_batches(2, accepted.apart)
     assert 'only a part of the batch at a time is seen by batch norm and freematch' in caplog.text
+    aligned = dataclasses.replace(accepted.settings, methods={'supervised': {}, 'fixmatch': {'alignment': True}})
+    assert step_lib.Trainer.create(aligned, data).apart == ['batch norm', 'fixmatch']
     with pytest.raises(UserError, match='micro_batches=3 does not divide the 4 labeled images'):
         step_lib.Trainer.create(dataclasses.replace(settings, micro_batches=3), data)
 

@@ -44,7 +44,7 @@ def total(
         key = stream_key(state.seed, f'methods.{name}', state.step)
         inputs = Inputs(
             labels=batch['labeled']['labels'] if 'labeled' in batch else None,
-            indices={stream: part['indices'] for stream, part in batch.items()},
+            indices={stream: values['indices'] for stream, values in batch.items()},
             images=images,
             outputs=outputs,
             progress=progress,
@@ -103,8 +103,8 @@ def forward(
 
     def by_view(policy: str, values: dict[str, jax.Array]) -> dict[View, dict[str, jax.Array]]:
         views, sizes = groups[policy], [len(images[v]) for v in groups[policy]]
-        parts = {name: split(array, sizes) for name, array in values.items()}
-        return {v: {name: part[i] for name, part in parts.items()} for i, v in enumerate(views)}
+        pieces = {name: split(array, sizes) for name, array in values.items()}
+        return {v: {name: piece[i] for name, piece in pieces.items()} for i, v in enumerate(views)}
 
     def apply(batch: models.Batch) -> tuple[dict[str, jax.Array], Any]:
         joined, keys, domains = batch

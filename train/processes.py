@@ -95,8 +95,8 @@ def watched() -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # ValueError or JaxRuntimeError, of any collective
-        if _readers and re.search('gloo|nccl|coordination|barrier', str(error), re.IGNORECASE):
+    except (ValueError, RuntimeError) as error:  # of any collective; a JaxRuntimeError is one, too
+        if _readers and re.search(r'\b(gloo|nccl|coordination|barrier)', str(error), re.IGNORECASE):
             os.write(2, f'{failure.LINE} ({first_line(error)[:200]})\n'.encode())
             os.close(2)
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -78,6 +78,8 @@ def finetuning(settings: Settings, labels: int, pretrained: str) -> Settings:
         settings,
         steps=transfer.steps,
         batch_size=transfer.batch_size,
+        micro_batches=1,
+        micro_batches_apart=False,
         methods={transfer.method: {}},
         data=dataclasses.replace(settings.data, labels=labels, unlabeled_ratio=1, unlabeled_split=''),
         model={**settings.model, 'pretrained': pretrained, 'frozen_statistics': frozen},

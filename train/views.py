@@ -34,8 +34,8 @@ def make_views(trainer: Trainer, state: TrainState, batch: Batch) -> dict[View, 
         draws = jax.tree.map(lambda *x: concatenate(x), *draws)
         augmented = _on_every_device(augmentation.apply)(draws, concatenate(images))
         copies = len(augmented) // sum(map(len, images))
-        parts = split(preprocess(augmented), [copies * len(x) for x in images])
-        made |= dict(zip(views, parts, strict=True))
+        pieces = split(preprocess(augmented), [copies * len(x) for x in images])
+        made |= dict(zip(views, pieces, strict=True))
     return {view: made[view] for view in trainer.views}
 
 
