@@ -19,12 +19,12 @@ class S4L(Method):
     weight: float = 1.0
     all_copies: bool = True  # use the label for all rotations of the image
 
+    separable = True
+
     @property
     def rotation_averaged(self) -> bool:
         """Whether the classifier is trained on all rotations: then evaluation also averages over them."""
         return self.all_copies
-
-    separable = True
 
     def views(self) -> dict[View, str]:
         return {LABELED_ROTATED: JOINT, ROTATED: JOINT}

@@ -229,6 +229,7 @@ SLURM = {'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'node1', 'SLURM_PROCID': '0
         ({**SLURM, 'SLURM_NTASKS': '1'}, (None, None, None), False),
         ({**SLURM, 'SLURM_NTASKS': '2'}, (None, None, None), True),
         ({'JAX_COORDINATOR_ADDRESS': 'localhost:1'}, (None, 2, 1), True),
+        ({'JAX_COORDINATOR_ADDRESS': 'localhost:1'}, (None, None, None), False),
     ],
 )
 def test_only_several_processes_start_the_distributed_service(environment, given, starts, monkeypatch):

@@ -48,6 +48,11 @@ class Checkpoints(contextlib.AbstractContextManager):
         metrics = None if validation_accuracy is None else {'validation_accuracy': validation_accuracy}
         self._checkpointer.save_async(step, _as_dict(state), metrics=metrics)
 
+    @property
+    def newest(self) -> int:
+        """Number of steps of the newest checkpoint, readable or not; 0 if there is none."""
+        return max((checkpoint.step for checkpoint in self._checkpointer.checkpoints), default=0)
+
     def latest(self, like: TrainState) -> TrainState | None:
         """Returns the newest state that can be read, None if nothing has been saved.
 

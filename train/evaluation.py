@@ -110,7 +110,8 @@ class Evaluator:
         if 'labeled' in self.trainer.batch_sizes:
             averaged = any(method.rotation_averaged for method in self.trainer.methods.values())
             score_set = functools.partial(_score_classifier, predict, averaged)
-            if self._has_running_statistics():
+            # Otherwise they are those of the other domain, or nothing that training changes.
+            if self.trainer.normalises_by_batch and not self.trainer.model.has_domains:
                 labeled = self.streams.indices['labeled'][:LABELED]
                 logits = self.predict(state.params, state.batch_stats, self.streams.images[labeled])
                 scores['labeled_accuracy'] = score(logits, self.streams.labels[labeled])['accuracy']
@@ -125,13 +126,6 @@ class Evaluator:
             for name, (images, labels) in self.streams.held_out.items()
             for key, value in score_set(images, labels).items()
         }
-
-    def _has_running_statistics(self) -> bool:
-        """Returns whether the network has running statistics that are trained on the labeled images."""
-        model, rates = self.trainer.model, self.trainer.layer_rates
-        if model.has_domains or model.frozen_statistics:  # those of the other domain, or of the first weights
-            return False
-        return any(layer.norm and any(rates.get(name, {}).values()) for name, layer in model.layers.items())
 
     def _save_features(self, step: int, state: TrainState, predict: Callable[..., np.ndarray]) -> None:
         head = jax.device_get(state.ema_params['head'])

@@ -66,7 +66,8 @@ def train(
     with _caught_signals() as signals, checkpoints, processes.watched():
         # Compiled on one core while another one makes the state.
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            compiled = pool.submit(_compile, step, trainer, streams, mesh)
+            head_only = checkpoints.newest < settings.optimizer.unfreeze_step
+            compiled = pool.submit(_compile, step, trainer, streams, mesh, head_only)
             state = _latest_or_new(trainer, streams, checkpoints, mesh)
             compiled.result()
         start = int(state.step)
@@ -107,16 +108,18 @@ def train(
     return state
 
 
-def _compile(step: jax.stages.Wrapped, trainer: Trainer, streams: Streams, mesh: jax.sharding.Mesh) -> None:
-    """Compiles the first step of a new run. JAX finds it again by the shapes and shardings of its arguments."""
-    settings, whole = trainer.settings, jax.NamedSharding(mesh, jax.P())
+def _compile(
+    step: jax.stages.Wrapped, trainer: Trainer, streams: Streams, mesh: jax.sharding.Mesh, head_only: bool
+) -> None:
+    """Compiles a step. JAX finds it again by the shapes and shardings of its arguments."""
+    whole = jax.NamedSharding(mesh, jax.P())
     with jax.set_mesh(mesh):  # a thread has its own
-        batch = mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, settings.seed, 0))
+        batch = mesh_lib.put_batch(mesh, streams.batches(trainer.batch_sizes, trainer.settings.seed, 0))
         state = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole, weak_type=x.weak_type),
             step_lib.check(trainer, batch),
         )
-        step.lower(state, batch, head_only=settings.optimizer.unfreeze_step > 0).compile()
+        step.lower(state, batch, head_only=head_only).compile()
 
 
 def _latest_or_new(trainer: Trainer, streams: Streams, checkpoints: Checkpoints, mesh: jax.sharding.Mesh) -> TrainState:

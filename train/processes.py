@@ -189,14 +189,13 @@ def _found(coordinator: str | None, count: int | None, index: int | None) -> dic
         for cluster in ClusterEnv._cluster_types:
             if cluster.name in CLUSTERS and cluster.is_env_present():
                 return {'cluster_detection_method': cluster.name} if cluster.get_process_count() > 1 else None
+        return None
     given = {
         '--coordinator=HOST:PORT': coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS'),
         '--num_processes=N': count,
         '--process_id=I': index,
     }
     missing = [flag for flag, value in given.items() if value is None]
-    if len(missing) == len(given):
-        return None
     if missing:
         raise UserError(f'Several processes need {", ".join(given)}, without {" and ".join(missing)} here.')
     address = str(given['--coordinator=HOST:PORT'])

@@ -162,10 +162,15 @@ class Trainer:
         """Names of what sees a part of the batch only, and is not the same as on the whole batch."""
         if self.settings.micro_batches == 1:
             return []
-        model = self.model
-        norms = any(layer.norm and any(self.layer_rates.get(n, {}).values()) for n, layer in model.layers.items())
         methods = [name for name, method in self.methods.items() if not method.separable]
-        return ['batch norm'] * (norms and not model.frozen_statistics) + methods
+        return ['batch norm'] * self.normalises_by_batch + methods
+
+    @property
+    def normalises_by_batch(self) -> bool:
+        """Whether batch norm has statistics of the batch in training, from which running ones follow."""
+        layers, rates = self.model.layers.items(), self.layer_rates
+        trained = any(layer.norm and any(rates.get(name, {}).values()) for name, layer in layers)
+        return trained and not self.model.frozen_statistics
 
     @functools.cached_property
     def layer_rates(self) -> dict[str, dict[str, float]]:
